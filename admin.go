@@ -1,0 +1,309 @@
+package maintenance
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"strings"
+	"time"
+
+	"github.com/caddyserver/caddy/v2"
+)
+
+func init() {
+	caddy.RegisterModule(adminAPI{})
+}
+
+// adminAPI serves the sites of the running config under /maintenance. It keeps
+// nothing: Caddy sets it up before the config's apps, and leaves it in place
+// if they fail.
+type adminAPI struct{}
+
+// CaddyModule returns the Caddy module information.
+func (adminAPI) CaddyModule() caddy.ModuleInfo {
+	return caddy.ModuleInfo{
+		ID:  "admin.api.maintenance",
+		New: func() caddy.Module { return new(adminAPI) },
+	}
+}
+
+const adminPath = "/maintenance"
+
+// Routes returns the admin routes.
+func (a adminAPI) Routes() []caddy.AdminRoute {
+	handler := caddy.AdminHandlerFunc(a.serve)
+	return []caddy.AdminRoute{
+		{Pattern: adminPath, Handler: handler},
+		{Pattern: adminPath + "/", Handler: handler},
+	}
+}
+
+func (a adminAPI) serve(w http.ResponseWriter, r *http.Request) error {
+	app, err := runningApp()
+	if err != nil {
+		return err
+	}
+	name := strings.TrimPrefix(strings.TrimPrefix(r.URL.Path, adminPath), "/")
+	if name == "" {
+		return a.serveAll(w, r, app)
+	}
+	m, err := app.find(name)
+	if err != nil {
+		return err
+	}
+	if err := m.ready(r.Context()); err != nil {
+		return err
+	}
+	return a.serveSite(w, r, app, m)
+}
+
+// runningApp returns the app of the running config, nil if it has none.
+func runningApp() (*App, error) {
+	ctx := caddy.ActiveContext()
+	if ctx.Context == nil {
+		return nil, caddy.APIError{
+			HTTPStatus: http.StatusServiceUnavailable,
+			Err:        errors.New("no config is running; Caddy is still loading one, or was started without: try again"),
+		}
+	}
+	app, err := ctx.AppIfConfigured("maintenance")
+	if errors.Is(err, caddy.ErrNotConfigured) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	return app.(*App), nil
+}
+
+// find returns the site of that name in the config.
+func (a *App) find(name string) (*member, error) {
+	if a == nil {
+		return nil, notFound("unknown site %s; no site of the running config has a maintenance directive, "+
+			"such as: maintenance shop", abridge(name))
+	}
+	if m, ok := a.members[foldASCII(name)]; ok {
+		return m, nil
+	}
+	var known []string
+	for _, m := range a.sorted() {
+		known = append(known, m.name)
+	}
+	const limit = 50
+	if more := len(known) - limit; more > 0 {
+		known = append(known[:limit], fmt.Sprintf("and %d more", more))
+	}
+	return nil, notFound("unknown site %s; the sites of the running config are: %s", abridge(name), strings.Join(known, ", "))
+}
+
+func notFound(format string, args ...any) error {
+	return caddy.APIError{HTTPStatus: http.StatusNotFound, Err: fmt.Errorf(format, args...)}
+}
+
+func badRequest(err error) error {
+	return caddy.APIError{HTTPStatus: http.StatusBadRequest, Err: err}
+}
+
+func methodNotAllowed(w http.ResponseWriter, r *http.Request, allowed string) error {
+	w.Header().Set("Allow", allowed)
+	return caddy.APIError{
+		HTTPStatus: http.StatusMethodNotAllowed,
+		Err:        fmt.Errorf("method %s is not allowed here; allowed are %s", abridge(r.Method), allowed),
+	}
+}
+
+func (adminAPI) serveAll(w http.ResponseWriter, r *http.Request, app *App) error {
+	if r.Method != http.MethodGet {
+		return methodNotAllowed(w, r, "GET")
+	}
+	list := []siteStatus{}
+	if app != nil {
+		for _, m := range app.sorted() {
+			if err := m.ready(r.Context()); err != nil {
+				return err
+			}
+			list = append(list, app.status(m))
+		}
+	}
+	return writeJSON(w, list)
+}
+
+func (adminAPI) serveSite(w http.ResponseWriter, r *http.Request, app *App, m *member) error {
+	var err error
+	switch r.Method {
+	case http.MethodGet:
+		err = wait(r, m)
+	case http.MethodPut:
+		err = app.put(w, r, m)
+	case http.MethodPatch:
+		err = app.patch(w, r, m)
+	case http.MethodDelete:
+		err = app.switchSite(m, r.RemoteAddr, func(st *state) (*change, error) { return turnOff(st, m.initiallyOn), nil })
+	default:
+		err = methodNotAllowed(w, r, "GET, PUT, PATCH, DELETE")
+	}
+	if err != nil {
+		return err
+	}
+	return writeJSON(w, app.status(m))
+}
+
+// put turns the site on with the options given, and no others.
+func (a *App) put(w http.ResponseWriter, r *http.Request, m *member) error {
+	body, err := readBody(w, r)
+	if err != nil {
+		return err
+	}
+	if len(body) == 0 {
+		body = []byte("{}")
+	}
+	given, err := parseOptions(options{}, body)
+	if err != nil {
+		return badRequest(err)
+	}
+	return a.switchSite(m, r.RemoteAddr, func(st *state) (*change, error) {
+		return turnOn(st, m.initiallyOn, given), nil
+	})
+}
+
+// patch changes the options given of a site that is on.
+func (a *App) patch(w http.ResponseWriter, r *http.Request, m *member) error {
+	body, err := readBody(w, r)
+	if err != nil {
+		return err
+	}
+	if _, err := parseOptions(options{}, body); err != nil {
+		return badRequest(err)
+	}
+	return a.switchSite(m, r.RemoteAddr, func(st *state) (*change, error) {
+		if !st.on(m.initiallyOn) {
+			return nil, notOn(m, st)
+		}
+		merged, err := parseOptions(st.options(), body)
+		if err != nil {
+			return nil, badRequest(err)
+		}
+		return turnOn(st, m.initiallyOn, merged), nil
+	})
+}
+
+// turnOn keeps the time since when a site has been on.
+func turnOn(st *state, initiallyOn bool, o options) *change {
+	c := &change{enabled: true, since: now(), options: o}
+	if st.on(initiallyOn) && !st.since().IsZero() {
+		c.since = st.since()
+	}
+	return c
+}
+
+// turnOff changes nothing if the site has been switched off before. One whose
+// maintenance has ended by itself is switched off nevertheless: by another
+// instance's clock it may still be on.
+func turnOff(st *state, initiallyOn bool) *change {
+	if st.record != nil && !st.record.Enabled {
+		return nil
+	}
+	c := &change{since: now()}
+	if !st.blocks(initiallyOn) && !st.since().IsZero() {
+		c.since = st.since()
+	}
+	return c
+}
+
+func now() time.Time {
+	return time.Now().UTC().Truncate(time.Second)
+}
+
+func notOn(m *member, st *state) error {
+	return caddy.APIError{
+		HTTPStatus: http.StatusConflict,
+		Err:        fmt.Errorf("site %s is not in maintenance, its state is %s; PUT switches it on", m.name, st.word(m.initiallyOn)),
+	}
+}
+
+const (
+	maxBody = 64 << 10
+	maxWait = 30 * time.Second
+)
+
+func readBody(w http.ResponseWriter, r *http.Request) ([]byte, error) {
+	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody))
+	if tooLarge := new(http.MaxBytesError); errors.As(err, &tooLarge) {
+		return nil, caddy.APIError{
+			HTTPStatus: http.StatusRequestEntityTooLarge,
+			Err:        fmt.Errorf("the body is larger than %d bytes", maxBody),
+		}
+	}
+	if err != nil {
+		return nil, badRequest(fmt.Errorf("reading the body: %w", err))
+	}
+	return body, nil
+}
+
+// wait returns when the site is drained, or after the time that the request's
+// wait parameter says; at once if it has none.
+func wait(r *http.Request, m *member) error {
+	query := r.URL.Query()
+	if !query.Has("wait") {
+		return nil
+	}
+	limit, err := caddy.ParseDuration(query.Get("wait"))
+	if err != nil || limit <= 0 || limit > maxWait {
+		return badRequest(fmt.Errorf("wait: %s given, a duration of at most %s is accepted, such as 10s",
+			abridge(query.Get("wait")), maxWait))
+	}
+	st := m.current()
+	if !st.blocks(m.initiallyOn) {
+		return notOn(m, st)
+	}
+	timeout := time.NewTimer(limit)
+	defer timeout.Stop()
+	for drained := m.drained(); st.blocks(m.initiallyOn); st = m.current() {
+		select {
+		case <-drained:
+			return nil
+		case <-timeout.C:
+			return nil
+		case <-r.Context().Done():
+			return nil
+		case <-st.replaced:
+		}
+	}
+	return nil
+}
+
+// siteStatus is a site as the API answers it.
+type siteStatus struct {
+	Site  string    `json:"site"`
+	State string    `json:"state"`
+	Since time.Time `json:"since,omitzero"`
+	options
+	Instance     string `json:"instance"`
+	SyncInterval string `json:"sync_interval"`
+	InFlight     int64  `json:"in_flight"`
+}
+
+func (a *App) status(m *member) siteStatus {
+	st := m.current()
+	return siteStatus{
+		Site:         m.name,
+		State:        st.word(m.initiallyOn),
+		Since:        st.since(),
+		options:      st.options(),
+		Instance:     a.instance,
+		SyncInterval: a.syncInterval(),
+		InFlight:     m.inFlight.Load(),
+	}
+}
+
+func writeJSON(w http.ResponseWriter, v any) error {
+	w.Header().Set("Content-Type", "application/json")
+	encoder := json.NewEncoder(w)
+	encoder.SetEscapeHTML(false)
+	return encoder.Encode(v)
+}
+
+// Interface guards
+var _ caddy.AdminRouter = adminAPI{}

@@ -1,0 +1,568 @@
+package maintenance
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io/fs"
+	weakrand "math/rand/v2"
+	"net/http"
+	"os"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/caddyserver/certmagic"
+	"go.uber.org/zap"
+
+	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/modules/caddyevents"
+)
+
+func init() {
+	caddy.RegisterModule(new(App))
+}
+
+// App keeps the maintenance state of a config's sites in Caddy's storage, and
+// follows what other instances on the same storage switch. It is there as soon
+// as a `maintenance` handler is; it has to be configured only to change how
+// other instances are followed.
+type App struct {
+	// How often to look whether another instance has switched a site: one read
+	// from storage each time, however many sites there are. At least `100ms`;
+	// a negative value turns it off, for a single instance on slow storage.
+	// Default: `2s`.
+	SyncInterval caddy.Duration `json:"sync_interval,omitempty"`
+
+	log      *zap.Logger
+	storage  certmagic.Storage
+	instance string
+	members  map[string]*member
+
+	ctx    context.Context // ends with the config
+	cancel context.CancelFunc
+
+	// reads limits the reads under way, and so what a storage that hangs can
+	// tie up. silent is set once one has waited in vain: the others do not
+	// each wait in their turn.
+	reads  chan struct{}
+	silent atomic.Bool
+}
+
+// member is a site as this config has it.
+type member struct {
+	*site
+	initiallyOn bool
+}
+
+const (
+	defaultSyncInterval = 2 * time.Second
+	minSyncInterval     = 100 * time.Millisecond
+	fullSyncInterval    = time.Minute
+
+	// storageTimeout is how long anything waits for the storage.
+	storageTimeout = 10 * time.Second
+
+	maxReads = 32
+
+	// switchKey holds a random value that is replaced after each switch.
+	switchKey = "maintenance/last_switch"
+)
+
+var errStorageSilent = fmt.Errorf("the storage did not answer within %s", storageTimeout)
+
+// CaddyModule returns the Caddy module information.
+func (*App) CaddyModule() caddy.ModuleInfo {
+	return caddy.ModuleInfo{
+		ID:  "maintenance",
+		New: func() caddy.Module { return new(App) },
+	}
+}
+
+// Provision sets up the app. Nothing is written and nothing runs in the
+// background before the config does.
+func (a *App) Provision(ctx caddy.Context) error {
+	if a.SyncInterval == 0 {
+		a.SyncInterval = caddy.Duration(defaultSyncInterval)
+	}
+	if interval := time.Duration(a.SyncInterval); interval >= 0 && interval < minSyncInterval {
+		return syncIntervalError(interval)
+	}
+	a.log = ctx.Logger()
+	a.storage = ctx.Storage()
+	a.members = make(map[string]*member)
+	a.reads = make(chan struct{}, maxReads)
+	a.ctx, a.cancel = context.WithCancel(ctx)
+
+	var err error
+	if a.instance, err = os.Hostname(); err != nil {
+		a.instance = "unknown host"
+	}
+	events, err := ctx.App("events")
+	if err != nil {
+		return err
+	}
+	return events.(*caddyevents.App).On("started", a)
+}
+
+// Start does nothing: the app's work begins with the event "started", when all
+// other apps run too and the config cannot fail any more.
+func (a *App) Start() error { return nil }
+
+// Stop ends the app's work.
+func (a *App) Stop() error { return a.Cleanup() }
+
+// Cleanup ends the app's work.
+func (a *App) Cleanup() error {
+	if a.cancel != nil {
+		a.cancel()
+	}
+	return nil
+}
+
+// Handle begins the app's work when the config runs.
+func (a *App) Handle(context.Context, caddy.Event) error {
+	go a.follow()
+	go a.watchClock()
+	return nil
+}
+
+func syncIntervalError(d time.Duration) error {
+	return fmt.Errorf("sync_interval: %s given, at least %s or off is accepted", d, minSyncInterval)
+}
+
+// syncInterval is how the interval is called in answers.
+func (a *App) syncInterval() string {
+	if a.SyncInterval < 0 {
+		return "off"
+	}
+	return time.Duration(a.SyncInterval).String()
+}
+
+// join adds a handler to its site, which must be released. A site that this
+// process does not know yet begins to be read from storage.
+func (a *App) join(name string, initiallyOn bool) (*site, error) {
+	m, ok := a.members[name]
+	if ok && m.initiallyOn != initiallyOn {
+		return nil, fmt.Errorf("initial_state: one handler of site %s says on and another off; they must agree", name)
+	}
+	s, tracked := sites.acquire(name)
+	if !ok {
+		m = &member{site: s, initiallyOn: initiallyOn}
+		a.members[name] = m
+	}
+	if !tracked {
+		a.fetch(m, func(_ *record, err error) {
+			if err != nil && m.current().kind == unknown && a.ctx.Err() == nil {
+				a.log.Error("state of the site cannot be read; its requests are blocked until it can be, or until the site is switched",
+					zap.String("site", name), zap.Error(err))
+			}
+		})
+	}
+	return s, nil
+}
+
+// sorted returns the config's sites by name.
+func (a *App) sorted() []*member {
+	list := make([]*member, 0, len(a.members))
+	for _, m := range a.members {
+		list = append(list, m)
+	}
+	slices.SortFunc(list, func(x, y *member) int { return strings.Compare(x.name, y.name) })
+	return list
+}
+
+// Reading
+
+type readResult struct {
+	value []byte
+	err   error
+}
+
+// read begins to read a key, as soon as not too many reads are under way. A
+// read that hangs does so on its own; see await.
+func (a *App) read(ctx context.Context, key string) <-chan readResult {
+	result := make(chan readResult, 1)
+	if a.silent.Load() {
+		result <- readResult{err: errStorageSilent}
+		return result
+	}
+	select {
+	case a.reads <- struct{}{}:
+		go func() {
+			value, err := a.storage.Load(ctx, key)
+			<-a.reads
+			result <- readResult{value, err}
+		}()
+	case <-ctx.Done():
+		result <- readResult{err: context.Cause(ctx)}
+	}
+	return result
+}
+
+// await waits for the value of a key, nil if there is none.
+func await(ctx context.Context, result <-chan readResult) ([]byte, error) {
+	select {
+	case r := <-result:
+		if errors.Is(r.err, fs.ErrNotExist) {
+			return nil, nil
+		}
+		return r.value, r.err
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
+}
+
+// fetch begins to read the record of a site, and tells done what there is when
+// the site has learned of it.
+func (a *App) fetch(m *member, done func(*record, error)) {
+	ctx, cancel := a.patience()
+	result := a.read(ctx, recordKey(m.name))
+	go func() {
+		defer cancel()
+		raw, err := await(ctx, result)
+		if ctx.Err() != nil {
+			a.silent.Store(true)
+		}
+		r, err := a.learn(m, raw, err)
+		done(r, err)
+	}()
+}
+
+// learn takes in what storage holds for a site, and returns it.
+func (a *App) learn(m *member, raw []byte, err error) (*record, error) {
+	var r *record
+	if err == nil && raw != nil {
+		r, err = parseRecord(raw)
+	}
+	if err != nil {
+		err = fmt.Errorf("reading state of site %s: %w", m.name, err)
+	}
+	if before, after := m.learn(r, err); after != nil {
+		a.logChange(m, before, after, "sync", "")
+	}
+	return r, err
+}
+
+// Following other instances
+
+// follow keeps the sites as other instances switch them, until the config
+// ends.
+func (a *App) follow() {
+	var progress progress
+	a.sync(&progress)
+	a.warnOfSitesThatAreOn()
+	interval := time.Duration(a.SyncInterval)
+	if interval < 0 {
+		interval = defaultSyncInterval // for what could not be read yet
+	}
+	for {
+		// Instances that began together do not stay in step.
+		jitter := time.Duration(weakrand.Int64N(int64(interval) / 4)) //nolint:gosec // no secret
+		timer := time.NewTimer(interval - jitter)
+		select {
+		case <-timer.C:
+			a.sync(&progress)
+		case <-a.ctx.Done():
+			timer.Stop()
+			return
+		}
+	}
+}
+
+// progress is how far an instance has followed the others.
+type progress struct {
+	marker  string    // the value of switchKey whose switches are known
+	reread  time.Time // when all records were last read
+	failing bool      // the storage could not be read last time
+}
+
+// sync reads all records again if another instance has switched a site or a
+// minute has gone by, else one value.
+func (a *App) sync(p *progress) {
+	a.silent.Store(false)
+	due := p.reread.IsZero() || a.anyUnknown()
+	marker := []byte(p.marker)
+	var err error
+	if a.SyncInterval > 0 {
+		ctx, cancel := a.patience()
+		marker, err = await(ctx, a.read(ctx, switchKey))
+		cancel()
+		due = due || string(marker) != p.marker || time.Since(p.reread) >= fullSyncInterval
+	}
+	if due && err == nil {
+		p.reread = time.Now()
+		err = a.reread()
+	}
+	if a.ctx.Err() != nil {
+		return
+	}
+	if err == nil {
+		p.marker = string(marker)
+	}
+	switch {
+	case err != nil && !p.failing:
+		a.log.Warn("storage cannot be read; sites stay as they are and other instances are not followed", zap.Error(err))
+	case err == nil && p.failing:
+		a.log.Info("storage can be read again; other instances are followed")
+	}
+	p.failing = err != nil
+}
+
+// reread reads the records of all sites, and writes those again that the
+// storage has lost or holds in an older version.
+func (a *App) reread() error {
+	var (
+		wg     sync.WaitGroup
+		mu     sync.Mutex
+		failed error
+	)
+	for _, m := range a.members {
+		wg.Add(1)
+		a.fetch(m, func(r *record, err error) {
+			defer wg.Done()
+			switch {
+			case err != nil && !errors.Is(err, errCorrupt):
+				mu.Lock()
+				defer mu.Unlock()
+				failed = err
+			case m.current().newerThan(r):
+				a.restore(m)
+			}
+		})
+	}
+	wg.Wait()
+	return failed
+}
+
+// restore stores the state in memory again. It leaves that to a switch if one
+// is under way.
+func (a *App) restore(m *member) {
+	select {
+	case m.switching <- struct{}{}:
+	default:
+		return
+	}
+	go func() {
+		defer func() { <-m.switching }()
+		ctx, cancel := a.patience()
+		defer cancel()
+		raw, err := a.load(ctx, recordKey(m.name))
+		r, err := a.learn(m, raw, err)
+		st := m.current()
+		if err != nil && !errors.Is(err, errCorrupt) || !st.newerThan(r) || a.ctx.Err() != nil {
+			return
+		}
+		if err := a.storage.Store(ctx, recordKey(m.name), st.record.raw); err != nil {
+			a.log.Warn("state of the site is missing from storage and cannot be written again", zap.String("site", m.name), zap.Error(err))
+			return
+		}
+		a.log.Warn("state of the site was missing from storage, or an older one was there; it has been written again", zap.String("site", m.name))
+	}()
+}
+
+func (a *App) anyUnknown() bool {
+	for _, m := range a.members {
+		if m.current().kind < neverSwitched {
+			return true
+		}
+	}
+	return false
+}
+
+// patience is how long to wait for the storage, or until the config ends.
+func (a *App) patience() (context.Context, context.CancelFunc) {
+	return context.WithTimeoutCause(a.ctx, storageTimeout, errStorageSilent)
+}
+
+// Switching
+
+// change is what a switch makes of a site.
+type change struct {
+	enabled bool
+	since   time.Time
+	options options
+}
+
+// switchSite changes a site: in storage, then in memory. Decide is asked what
+// to change when it is known how the site stands, which another instance may
+// have switched; it returns nil to leave it at that. The switch is carried
+// through whether or not its client waits for it.
+func (a *App) switchSite(m *member, client string, decide func(*state) (*change, error)) error {
+	timer := time.NewTimer(storageTimeout)
+	defer timer.Stop()
+	select {
+	case m.switching <- struct{}{}:
+	case <-timer.C:
+		return caddy.APIError{
+			HTTPStatus: http.StatusServiceUnavailable,
+			Err: fmt.Errorf("switching site %s: an earlier switch is still waiting for the storage; "+
+				"nothing has changed, repeat it when the storage answers", m.name),
+		}
+	}
+
+	done := make(chan error, 1)
+	go func() {
+		defer func() { <-m.switching }()
+		done <- a.carryOut(m, client, decide)
+	}()
+	timer.Reset(storageTimeout)
+	select {
+	case err := <-done:
+		return err
+	case <-timer.C:
+		return storeError(m, errStorageSilent)
+	}
+}
+
+func (a *App) carryOut(m *member, client string, decide func(*state) (*change, error)) error {
+	ctx, cancel := context.WithTimeoutCause(context.Background(), storageTimeout, errStorageSilent)
+	defer cancel()
+
+	raw, err := a.load(ctx, recordKey(m.name))
+	stored, err := a.learn(m, raw, err)
+	if err == nil && ctx.Err() != nil {
+		err = context.Cause(ctx) // too late: the client has been told that it failed
+	}
+	if err != nil && !errors.Is(err, errCorrupt) {
+		return fmt.Errorf("%w; nothing has changed, repeat it when the storage answers", err)
+	}
+
+	now := m.current()
+	c, err := decide(now)
+	if err != nil || c == nil {
+		return err
+	}
+	m.highest = max(m.highest+1, time.Now().UnixMicro(), now.version()+1)
+	if stored != nil {
+		m.highest = max(m.highest, stored.Version+1)
+	}
+	next, err := newRecord(m.highest, c.enabled, c.since, c.options)
+	if err != nil {
+		return storeError(m, err)
+	}
+	if err := a.storage.Store(ctx, recordKey(m.name), next.raw); err != nil {
+		return storeError(m, err)
+	}
+	if err := a.storage.Store(ctx, switchKey, []byte(rand.Text())); err != nil {
+		return storeError(m, err)
+	}
+	if before, after := m.offer(next); after != nil {
+		a.logChange(m, before, after, "api", client)
+	}
+	return nil
+}
+
+func storeError(m *member, err error) error {
+	return caddy.APIError{
+		HTTPStatus: http.StatusInternalServerError,
+		Err: fmt.Errorf("storing state of site %s: %w; the switch may still take effect if the storage was only slow: "+
+			"repeat it to be sure", m.name, err),
+	}
+}
+
+// load is for the holder of a site's token, who may have to wait for ever.
+func (a *App) load(ctx context.Context, key string) ([]byte, error) {
+	value, err := a.storage.Load(ctx, key)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	return value, err
+}
+
+// Logging
+
+// watchClock notices within a second that a maintenance has ended by itself.
+// Requests do not depend on it.
+func (a *App) watchClock() {
+	ticker := time.NewTicker(time.Second)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ticker.C:
+		case <-a.ctx.Done():
+			return
+		}
+		for _, m := range a.members {
+			if st := m.current(); st.ended && st.reported.CompareAndSwap(false, true) {
+				a.log.Info("maintenance disabled", zap.String("site", m.name), zap.String("source", "until"))
+			}
+		}
+	}
+}
+
+func (a *App) logChange(m *member, before, after *state, source, client string) {
+	if before.kind == loading {
+		return
+	}
+	wasOn, isOn := before.on(m.initiallyOn), after.on(m.initiallyOn)
+	var message string
+	switch {
+	case isOn && wasOn:
+		message = "maintenance options changed"
+	case isOn:
+		message = "maintenance enabled"
+	case wasOn:
+		message = "maintenance disabled"
+	case before.kind == unknown:
+		message = "state of the site is known again"
+	default:
+		return
+	}
+	fields := []zap.Field{
+		zap.String("site", m.name),
+		zap.String("state", after.word(m.initiallyOn)),
+		zap.String("source", source),
+	}
+	if client != "" {
+		fields = append(fields, zap.String("client", client))
+	}
+	a.log.Info(message, append(fields, after.options().fields()...)...)
+	if isOn && !wasOn {
+		go a.logDrained(m, after)
+	}
+}
+
+// logDrained says when the last request that was in flight has ended, unless
+// the site is opened before.
+func (a *App) logDrained(m *member, st *state) {
+	start := time.Now()
+	for drained := m.drained(); st.on(m.initiallyOn); st = m.current() {
+		select {
+		case <-drained:
+			a.log.Info("drained: nothing is in flight on this instance any more",
+				zap.String("site", m.name), zap.Duration("after", time.Since(start)))
+			return
+		case <-st.replaced:
+		case <-a.ctx.Done():
+			return
+		}
+	}
+}
+
+// warnOfSitesThatAreOn keeps a maintenance from being forgotten.
+func (a *App) warnOfSitesThatAreOn() {
+	for _, m := range a.sorted() {
+		if st := m.current(); st.on(m.initiallyOn) {
+			a.log.Warn("site is still in maintenance; `caddy maintenance off "+m.name+"` ends it",
+				append([]zap.Field{zap.String("site", m.name), zap.Time("since", st.since())}, st.options().fields()...)...)
+		}
+	}
+	for _, s := range sites.referenced() {
+		if _, ok := a.members[s.name]; !ok && s.current().on(false) {
+			a.log.Warn("site is in maintenance but has gone from the config: nothing keeps its requests out any more",
+				zap.String("site", s.name), zap.Time("since", s.current().since()))
+		}
+	}
+}
+
+// Interface guards
+var (
+	_ caddy.App           = (*App)(nil)
+	_ caddy.Provisioner   = (*App)(nil)
+	_ caddy.CleanerUpper  = (*App)(nil)
+	_ caddyevents.Handler = (*App)(nil)
+)

@@ -1,0 +1,185 @@
+package maintenance
+
+import (
+	"time"
+
+	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/caddyconfig"
+	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
+	"github.com/caddyserver/caddy/v2/caddyconfig/httpcaddyfile"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+)
+
+func init() {
+	httpcaddyfile.RegisterHandlerDirective("maintenance", parseDirective)
+	httpcaddyfile.RegisterDirectiveOrder("maintenance", httpcaddyfile.Before, "redir")
+	httpcaddyfile.RegisterGlobalOption("maintenance", parseGlobalOption)
+}
+
+// parseDirective sets up a handler from Caddyfile tokens. Syntax:
+//
+//	maintenance [<matcher>] <site> {
+//	    retry_after   <duration>
+//	    bypass        <matcher>
+//	    bypass {
+//	        <matchers...>
+//	    }
+//	    initial_state on|off
+//	}
+//
+// A bypass may be given more than once: what matches any of them is let
+// through.
+func parseDirective(h httpcaddyfile.Helper) (caddyhttp.MiddlewareHandler, error) {
+	h.Next() // consume directive name
+	if !h.NextArg() {
+		return nil, h.Err("maintenance needs the name of the site that it switches, for example: maintenance shop")
+	}
+	handler := &Handler{Site: h.Val()}
+	if _, err := parseSiteName(handler.Site); err != nil {
+		return nil, h.WrapErr(err)
+	}
+	if h.NextArg() {
+		return nil, h.Errf("maintenance takes one site name, and %q is left over; sites that are to be switched together carry the same name", h.Val())
+	}
+
+	given := make(map[string]bool)
+	for h.NextBlock(0) {
+		name := h.Val()
+		if given[name] && name != "bypass" {
+			return nil, h.Errf("%s is given twice", name)
+		}
+		given[name] = true
+
+		switch name {
+		case "retry_after":
+			arg, err := parseOneArg(h.Dispenser)
+			if err != nil {
+				return nil, err
+			}
+			d, err := parseDuration(h.Dispenser, name, arg)
+			if err != nil {
+				return nil, err
+			}
+			if err := checkRetryAfter(d); err != nil {
+				return nil, h.WrapErr(err)
+			}
+			handler.RetryAfter = caddy.Duration(d)
+
+		case "bypass":
+			matcherSet, err := parseBypass(h)
+			if err != nil {
+				return nil, err
+			}
+			handler.BypassRaw = append(handler.BypassRaw, matcherSet)
+
+		case "initial_state":
+			state, err := parseOneArg(h.Dispenser)
+			if err != nil {
+				return nil, err
+			}
+			if _, err := parseInitialState(state); err != nil || state == "" {
+				return nil, h.Errf("initial_state: %q given, on or off is accepted", state)
+			}
+			handler.InitialState = state
+
+		default:
+			return nil, h.Errf("unknown subdirective %q; maintenance knows retry_after, bypass and initial_state", name)
+		}
+	}
+	return handler, nil
+}
+
+// parseBypass parses what follows the word: a matcher token or a block of
+// matchers.
+func parseBypass(h httpcaddyfile.Helper) (caddy.ModuleMap, error) {
+	matcherSet, isMatcher, err := h.MatcherToken()
+	switch {
+	case err != nil:
+		return nil, h.Errf("bypass: %w", err)
+	case isMatcher:
+		if h.NextArg() {
+			return nil, h.Errf("bypass takes one matcher, and %q is left over; for matchers of which any may match repeat bypass, for such that must all match use a block", h.Val())
+		}
+		if h.NextBlock(h.Nesting()) {
+			return nil, h.Err("bypass takes a matcher or a block of matchers, not both")
+		}
+	case h.Val() != "bypass":
+		return nil, h.Errf("bypass: %q is no matcher; accepted are @name, a path such as /healthz, or a block of matchers", h.Val())
+	default:
+		if matcherSet, err = caddyhttp.ParseCaddyfileNestedMatcherSet(h.Dispenser); err != nil {
+			return nil, h.Errf("bypass: %w", err)
+		}
+	}
+	if len(matcherSet) == 0 {
+		return nil, h.WrapErr(errEmptyBypass)
+	}
+	return matcherSet, nil
+}
+
+// parseGlobalOption sets up the app from Caddyfile tokens. Syntax:
+//
+//	maintenance {
+//	    sync_interval <duration>|off
+//	}
+func parseGlobalOption(d *caddyfile.Dispenser, existing any) (any, error) {
+	d.Next() // consume option name
+	if existing != nil {
+		return nil, d.Err("the global option maintenance is given twice")
+	}
+	if d.NextArg() {
+		return nil, d.Errf("the global option maintenance takes no argument, and %q is given; a site's name goes with the directive in a site block", d.Val())
+	}
+	app := new(App)
+	given := false
+	for d.NextBlock(0) {
+		name := d.Val()
+		if name != "sync_interval" {
+			return nil, d.Errf("unknown option %q; maintenance knows sync_interval", name)
+		}
+		if given {
+			return nil, d.Errf("%s is given twice", name)
+		}
+		given = true
+		arg, err := parseOneArg(d)
+		if err != nil {
+			return nil, err
+		}
+		if arg == "off" {
+			app.SyncInterval = -1
+			continue
+		}
+		interval, err := parseDuration(d, name, arg)
+		if err != nil {
+			return nil, err
+		}
+		if interval < minSyncInterval {
+			return nil, d.WrapErr(syncIntervalError(interval))
+		}
+		app.SyncInterval = caddy.Duration(interval)
+	}
+	return httpcaddyfile.App{
+		Name:  "maintenance",
+		Value: caddyconfig.JSON(app, nil),
+	}, nil
+}
+
+// parseOneArg returns the one argument of a subdirective.
+func parseOneArg(d *caddyfile.Dispenser) (string, error) {
+	name := d.Val()
+	args := d.RemainingArgs()
+	if len(args) != 1 {
+		return "", d.Errf("%s takes one argument, and %d are given", name, len(args))
+	}
+	if d.NextBlock(d.Nesting()) {
+		return "", d.Errf("%s takes no block", name)
+	}
+	return args[0], nil
+}
+
+func parseDuration(d *caddyfile.Dispenser, name, arg string) (time.Duration, error) {
+	duration, err := caddy.ParseDuration(arg)
+	if err != nil {
+		return 0, d.Errf(`%s: %q given, a duration is accepted, such as "90s", "5m" or "1d"`, name, arg)
+	}
+	return duration, nil
+}

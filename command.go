@@ -1,0 +1,636 @@
+package maintenance
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"regexp"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	caddycmd "github.com/caddyserver/caddy/v2/cmd"
+
+	"github.com/caddyserver/caddy/v2"
+)
+
+func init() {
+	caddycmd.RegisterCommand(caddycmd.Command{
+		Name:  "maintenance",
+		Usage: "[<site>] [--json] [--wait <duration>] [--address <interface>] [--config <path> [--adapter <name>]]",
+		Short: "Shows and switches the maintenance mode of sites",
+		Long: `
+Shows whether a site is in maintenance: on, off or unknown. Without a site it
+shows the only one there is, or all of them in a table.
+
+While a site is in maintenance, Caddy answers its requests with a 503 and a
+page; nothing about the app behind Caddy changes:
+
+	$ caddy maintenance on shop --message "Back at three."
+	Enabling maintenance mode for shop... done
+	$ caddy maintenance shop
+	on
+	$ caddy maintenance off shop
+	Disabling maintenance mode for shop... done
+
+The sites are those that the running config has a maintenance directive for.
+With --wait the command returns when the site is drained, that is, when no
+request that was let in before is still in flight on this instance. It exits
+with status 2 if that takes longer than the time given.
+
+With --json it prints the admin API's answer: one site if a site is named,
+else an array.`,
+		CobraFunc: func(cmd *cobra.Command) {
+			c := &command{}
+			c.setUp(cmd, c.showStatus)
+			cmd.Args = cobra.MaximumNArgs(1)
+			cmd.Flags().BoolVar(&c.json, "json", false, "Print the admin API's answer")
+			cmd.AddCommand(onCommand(), offCommand())
+		},
+	})
+}
+
+func onCommand() *cobra.Command {
+	c := &command{given: make(map[string]any)}
+	cmd := &cobra.Command{
+		Use:   "on [<site>...] [--all]",
+		Short: "Puts sites into maintenance",
+		Long: `
+Puts sites into maintenance. Once this says done, no new request gets through;
+with --wait it returns when those that were let in before have ended too.
+
+Of a site that is already in maintenance only the options that are given are
+changed. An empty value clears an option.`,
+		Example: `  $ caddy maintenance on shop --wait 30s
+  $ caddy maintenance on shop --message "Back at three." --until 15:00
+  $ caddy maintenance on shop --for 20m
+  $ caddy maintenance on --all`,
+	}
+	c.setUp(cmd, c.turnOn)
+	flags := cmd.Flags()
+	flags.BoolVar(&c.all, "all", false, "Switch all sites of the running config")
+	flags.StringVar(&c.message, "message", "", "A sentence for visitors, plain text of at most 1,000 characters")
+	flags.StringVar(&c.retryAfter, "retry-after", "", "How long clients are told to wait, at least 1s (default: as configured)")
+	flags.StringVar(&c.until, "until", "", "When maintenance ends by itself, as 2006-01-02T15:04:05Z (RFC 3339) or as 15:04, the next such time in local time")
+	flags.StringVar(&c.duration, "for", "", "How long until maintenance ends by itself, such as 30m")
+	return cmd
+}
+
+func offCommand() *cobra.Command {
+	c := &command{}
+	cmd := &cobra.Command{
+		Use:   "off [<site>...] [--all]",
+		Short: "Takes sites out of maintenance",
+		Long: `
+Takes sites out of maintenance. Once this says done, requests get through again.`,
+		Example: `  $ caddy maintenance off shop
+  $ caddy maintenance off --all`,
+	}
+	c.setUp(cmd, c.turnOff)
+	cmd.Flags().BoolVar(&c.all, "all", false, "Switch all sites of the running config")
+	return cmd
+}
+
+// command is one call of the command line.
+type command struct {
+	out, errOut io.Writer
+	flags       interface{ Changed(name string) bool }
+
+	address, config, adapter string
+	all, json                bool
+	wait                     string
+	message, retryAfter      string
+	until, duration          string
+
+	endpoint string         // the admin API's address
+	limit    time.Duration  // of --wait, 0 without it
+	given    map[string]any // options to set, as the API takes them
+	several  bool           // more than one site is being switched
+}
+
+// errNotDrained makes the command exit with status 2; everything has been said
+// by then.
+var errNotDrained = errors.New("not drained in time")
+
+// setUp adds the flags that all commands have, and run as what they do.
+func (c *command) setUp(cmd *cobra.Command, run func(sites []string) error) {
+	flags := cmd.Flags()
+	flags.StringVar(&c.address, "address", "", "Address of the administration API listener, if not the default or from the config")
+	flags.StringVarP(&c.config, "config", "c", "", "Configuration file to take the address from")
+	flags.StringVarP(&c.adapter, "adapter", "a", "", "Name of the config adapter to apply")
+	if cmd.Name() != "off" {
+		flags.StringVar(&c.wait, "wait", "", "Wait this long for requests in flight to end, such as 30s")
+	}
+	cmd.ValidArgsFunction = c.complete
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		err := c.run(cmd, args, run)
+		if errors.Is(err, errNotDrained) {
+			cmd.SilenceErrors = true
+			return caddycmd.WrapCommandFuncForCobra(func(caddycmd.Flags) (int, error) { return 2, nil })(cmd, args)
+		}
+		return err
+	}
+}
+
+func (c *command) run(cmd *cobra.Command, args []string, run func(sites []string) error) error {
+	c.out, c.errOut, c.flags = cmd.OutOrStdout(), cmd.ErrOrStderr(), cmd.Flags()
+	if c.flags.Changed("wait") {
+		var err error
+		if c.limit, err = caddy.ParseDuration(c.wait); err != nil || c.limit <= 0 {
+			return fmt.Errorf("--wait: %q given, a duration is accepted, such as 30s", c.wait)
+		}
+	}
+	if err := c.collectOptions(time.Now()); err != nil {
+		return err
+	}
+	var err error
+	c.endpoint, err = caddycmd.DetermineAdminAPIAddress(c.address, nil, c.config, c.adapter)
+	if err != nil {
+		return fmt.Errorf("finding the address of Caddy's admin API: %w", err)
+	}
+	return run(args)
+}
+
+// collectOptions turns the flags that were given into options of the API.
+func (c *command) collectOptions(now time.Time) error {
+	if c.flags.Changed("for") {
+		if c.flags.Changed("until") {
+			return errors.New("--for and --until both say when maintenance ends; give one of them")
+		}
+		d, err := caddy.ParseDuration(c.duration)
+		if c.duration != "" && (err != nil || d <= 0) {
+			return fmt.Errorf("--for: %q given, a duration is accepted, such as 30m", c.duration)
+		}
+		c.given["until"] = nil
+		if c.duration != "" {
+			c.given["until"] = now.Add(d).UTC().Truncate(time.Millisecond)
+		}
+	}
+	if clock, err := time.Parse("15:04", c.until); err == nil {
+		c.until = nextTime(now, clock.Hour(), clock.Minute()).Format(time.RFC3339)
+	}
+	for _, option := range []struct{ flag, name, value string }{
+		{"message", "message", c.message},
+		{"retry-after", "retry_after", c.retryAfter},
+		{"until", "until", c.until},
+	} {
+		if !c.flags.Changed(option.flag) {
+			continue
+		}
+		c.given[option.name] = nil
+		if option.value == "" {
+			continue
+		}
+		c.given[option.name] = option.value
+		err := new(options).setText(option.name, option.value)
+		if err != nil && option.flag == "until" {
+			err = fmt.Errorf("%w; a time of day such as 15:04 is accepted too", err)
+		}
+		if err != nil {
+			return fmt.Errorf("--%s: %w", option.flag, err)
+		}
+	}
+	return nil
+}
+
+// nextTime returns the next time that the local clock shows hour and minute.
+func nextTime(now time.Time, hour, minute int) time.Time {
+	next := time.Date(now.Year(), now.Month(), now.Day(), hour, minute, 0, 0, now.Location())
+	if !next.After(now) {
+		next = time.Date(now.Year(), now.Month(), now.Day()+1, hour, minute, 0, 0, now.Location())
+	}
+	return next
+}
+
+// Status
+
+func (c *command) showStatus(args []string) error {
+	list, err := c.sites()
+	if err != nil {
+		return err
+	}
+	if len(args) == 0 && len(list) > 1 && c.limit == 0 {
+		if c.json {
+			return c.printJSON("")
+		}
+		return c.printTable(list)
+	}
+	site, err := pickOne(list, args)
+	if err != nil {
+		return err
+	}
+	if c.limit > 0 {
+		if site.State != "on" {
+			return fmt.Errorf("%s is not in maintenance, its state is %s: there is nothing to wait for", site.Site, site.State)
+		}
+		if err := c.waitFor(site.Site, time.Now().Add(c.limit)); err != nil {
+			return err
+		}
+	}
+	switch {
+	case c.json && len(args) == 0:
+		return c.printJSON("")
+	case c.json:
+		return c.printJSON(site.Site)
+	case c.limit == 0:
+		fmt.Fprintln(c.out, site.State)
+	}
+	return nil
+}
+
+func (c *command) printJSON(site string) error {
+	body, err := c.request(http.MethodGet, siteURI(site), nil)
+	if err != nil {
+		return err
+	}
+	_, err = c.out.Write(body)
+	return err
+}
+
+func (c *command) printTable(list []siteStatus) error {
+	table := tabwriter.NewWriter(c.out, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(table, "SITE\tSTATE\tSINCE\tUNTIL\tIN FLIGHT\tMESSAGE")
+	for _, s := range list {
+		fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%d\t%s\n", s.Site, s.State, clockTime(s.Since), clockTime(s.Until), s.InFlight, s.Message)
+	}
+	return table.Flush()
+}
+
+// clockTime is a time as an operator reads it, in local time.
+func clockTime(t time.Time) string {
+	if t.IsZero() {
+		return "-"
+	}
+	return t.Local().Format("2006-01-02 15:04 MST")
+}
+
+// Switching
+
+func (c *command) turnOn(args []string) error {
+	return c.switchEach("Enabling", args, func(before siteStatus) (string, error) {
+		method := http.MethodPut
+		if before.State == "on" {
+			method = http.MethodPatch
+		}
+		after, err := c.change(method, before.Site)
+		var refused *apiError
+		if method == http.MethodPatch && errors.As(err, &refused) && refused.status == http.StatusConflict {
+			// It has been switched off since it was listed.
+			before.State = "off"
+			after, err = c.change(http.MethodPut, before.Site)
+		}
+		if err != nil {
+			return "", err
+		}
+		said := "done"
+		if before.State == "on" {
+			said += " (was already on" + sinceWords(before.Since) + ")"
+		}
+		if !after.Until.IsZero() {
+			said += ", ends by itself " + clockTime(after.Until) + " (in " + roughly(time.Until(after.Until)) + ")"
+		}
+		return said, nil
+	})
+}
+
+func (c *command) turnOff(args []string) error {
+	return c.switchEach("Disabling", args, func(before siteStatus) (string, error) {
+		if _, err := c.change(http.MethodDelete, before.Site); err != nil {
+			return "", err
+		}
+		if before.State == "off" {
+			return "done (was already off" + sinceWords(before.Since) + ")", nil
+		}
+		return "done", nil
+	})
+}
+
+// switchEach switches the sites that args name, and waits for them if that was
+// asked for. One that fails does not keep the others from being switched.
+func (c *command) switchEach(doing string, args []string, change func(siteStatus) (said string, err error)) error {
+	list, err := c.sites()
+	if err != nil {
+		return err
+	}
+	picked, err := c.pick(list, args)
+	if err != nil {
+		return err
+	}
+	c.several = len(picked) > 1
+	var failed []error
+	var switched []string
+	for _, site := range picked {
+		fmt.Fprintf(c.out, "%s maintenance mode for %s... ", doing, site.Site)
+		said, err := change(site)
+		if err != nil {
+			fmt.Fprintln(c.out, "failed")
+			failed = append(failed, err)
+			continue
+		}
+		fmt.Fprintln(c.out, said)
+		switched = append(switched, site.Site)
+	}
+	if c.limit > 0 {
+		deadline := time.Now().Add(c.limit)
+		for _, site := range switched {
+			failed = append(failed, c.waitFor(site, deadline))
+		}
+	}
+	return worst(failed)
+}
+
+// worst joins what failed. Not being drained in time has been said, and counts
+// only if nothing else has failed.
+func worst(failed []error) error {
+	var others []error
+	var notDrained error
+	for _, err := range failed {
+		if errors.Is(err, errNotDrained) {
+			notDrained = err
+		} else {
+			others = append(others, err)
+		}
+	}
+	if err := errors.Join(others...); err != nil {
+		return err
+	}
+	return notDrained
+}
+
+func sinceWords(t time.Time) string {
+	if t.IsZero() {
+		return ""
+	}
+	return " since " + clockTime(t)
+}
+
+// roughly is a duration without what is too small to matter.
+func roughly(d time.Duration) string {
+	if d >= time.Minute {
+		return strings.TrimSuffix(d.Round(time.Minute).String(), "0s")
+	}
+	return d.Round(time.Second).String()
+}
+
+// Waiting
+
+// waitFor returns when nothing is in flight, and says how many requests are
+// until then.
+func (c *command) waitFor(name string, deadline time.Time) error {
+	progress := newProgressLine(c.out)
+	if c.json {
+		progress = newProgressLine(c.errOut)
+	}
+	defer progress.end()
+	for {
+		// A second at a time, to tell how it goes.
+		step := min(time.Second, max(time.Until(deadline), time.Millisecond))
+		body, err := c.request(http.MethodGet, siteURI(name)+"?wait="+step.String(), nil)
+		if err != nil {
+			return fmt.Errorf("waiting for %s to be drained: %w", name, err)
+		}
+		var site siteStatus
+		if err := json.Unmarshal(body, &site); err != nil {
+			return fmt.Errorf("reading the admin API's answer: %w", err)
+		}
+		switch {
+		case site.State == "off":
+			return fmt.Errorf("%s was switched off while waiting for it to be drained", name)
+		case site.InFlight == 0:
+			progress.end()
+			switch {
+			case c.json:
+			case c.several:
+				fmt.Fprintf(c.out, "%s drained (%s)\n", name, whereDrained(site))
+			default:
+				fmt.Fprintf(c.out, "drained (%s)\n", whereDrained(site))
+			}
+			return nil
+		case !time.Now().Before(deadline):
+			progress.end()
+			fmt.Fprintf(c.errOut, "%s: not drained in %s, %d still in flight on %s; maintenance stays on\n",
+				name, c.limit, site.InFlight, site.Instance)
+			return errNotDrained
+		}
+		progress.show(fmt.Sprintf("%s: %d in flight", name, site.InFlight))
+	}
+}
+
+func whereDrained(site siteStatus) string {
+	where := "this instance, " + site.Instance
+	if site.SyncInterval == "off" {
+		return where + "; others on the same storage are not told before they restart"
+	}
+	return where + "; others on the same storage follow within " + site.SyncInterval
+}
+
+// progressLine is one line that is written anew on a terminal, and a line for
+// each change elsewhere.
+type progressLine struct {
+	out      io.Writer
+	terminal bool
+	shown    string
+}
+
+func newProgressLine(out io.Writer) *progressLine {
+	p := &progressLine{out: out}
+	if file, ok := out.(*os.File); ok {
+		info, err := file.Stat()
+		p.terminal = err == nil && info.Mode()&os.ModeCharDevice != 0
+	}
+	return p
+}
+
+func (p *progressLine) show(line string) {
+	switch {
+	case line == p.shown:
+	case p.terminal:
+		fmt.Fprintf(p.out, "\r\033[K%s", line)
+	default:
+		fmt.Fprintln(p.out, line)
+	}
+	p.shown = line
+}
+
+// end leaves the terminal's cursor at the start of an empty line.
+func (p *progressLine) end() {
+	if p.terminal && p.shown != "" {
+		fmt.Fprint(p.out, "\r\033[K")
+	}
+	p.shown = ""
+}
+
+// Finding sites
+
+// sites returns all sites of the running config.
+func (c *command) sites() ([]siteStatus, error) {
+	body, err := c.request(http.MethodGet, adminPath, nil)
+	if err != nil {
+		return nil, err
+	}
+	var list []siteStatus
+	if err := json.Unmarshal(body, &list); err != nil {
+		return nil, fmt.Errorf("reading the admin API's answer: %w", err)
+	}
+	if len(list) == 0 {
+		return nil, errors.New("no site of the running config can be switched; add a directive such as \"maintenance shop\" to a site block and reload Caddy")
+	}
+	return list, nil
+}
+
+// pick returns the sites named, all of them with --all, or the only one there
+// is.
+func (c *command) pick(list []siteStatus, args []string) ([]siteStatus, error) {
+	if c.all {
+		if len(args) > 0 {
+			return nil, errors.New("--all switches every site; name sites or give --all, not both")
+		}
+		return list, nil
+	}
+	if len(args) == 0 {
+		if len(list) > 1 {
+			return nil, fmt.Errorf("%w, or give --all", errSeveral(list))
+		}
+		return list, nil
+	}
+	var picked []siteStatus
+	named := make(map[string]bool)
+	for _, arg := range args {
+		site, err := pickOne(list, []string{arg})
+		if err != nil {
+			return nil, err
+		}
+		if !named[site.Site] {
+			picked = append(picked, site)
+		}
+		named[site.Site] = true
+	}
+	return picked, nil
+}
+
+// pickOne returns the site named, or the only one there is.
+func pickOne(list []siteStatus, args []string) (siteStatus, error) {
+	if len(args) == 0 {
+		if len(list) > 1 {
+			return siteStatus{}, errSeveral(list)
+		}
+		return list[0], nil
+	}
+	for _, site := range list {
+		if site.Site == foldASCII(args[0]) {
+			return site, nil
+		}
+	}
+	return siteStatus{}, fmt.Errorf("unknown site %s; the sites of the running config are: %s", args[0], names(list))
+}
+
+func errSeveral(list []siteStatus) error {
+	return fmt.Errorf("there are several sites; name one of: %s", names(list))
+}
+
+func names(list []siteStatus) string {
+	var names []string
+	for _, site := range list {
+		names = append(names, site.Site)
+	}
+	return strings.Join(names, ", ")
+}
+
+// complete offers the names of sites to the shell.
+func (c *command) complete(_ *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
+	var err error
+	c.endpoint, err = caddycmd.DetermineAdminAPIAddress(c.address, nil, c.config, c.adapter)
+	if err != nil {
+		return nil, cobra.ShellCompDirectiveNoFileComp
+	}
+	list, _ := c.sites()
+	var names []string
+	for _, site := range list {
+		names = append(names, site.Site)
+	}
+	return names, cobra.ShellCompDirectiveNoFileComp
+}
+
+// Admin API
+
+// change switches a site, with the options that were given where the method
+// takes any.
+func (c *command) change(method, name string) (siteStatus, error) {
+	var body io.Reader
+	if method != http.MethodDelete {
+		encoded, err := json.Marshal(c.given)
+		if err != nil {
+			return siteStatus{}, err
+		}
+		body = bytes.NewReader(encoded)
+	}
+	answer, err := c.request(method, siteURI(name), body)
+	if err != nil {
+		return siteStatus{}, err
+	}
+	var site siteStatus
+	if err := json.Unmarshal(answer, &site); err != nil {
+		return siteStatus{}, fmt.Errorf("reading the admin API's answer: %w", err)
+	}
+	return site, nil
+}
+
+func siteURI(name string) string {
+	if name == "" {
+		return adminPath
+	}
+	return adminPath + "/" + name
+}
+
+// apiError is a refusal by the admin API.
+type apiError struct {
+	status  int
+	message string
+}
+
+func (e *apiError) Error() string { return e.message }
+
+func (c *command) request(method, uri string, body io.Reader) ([]byte, error) {
+	response, err := caddycmd.AdminAPIRequest(c.endpoint, method, uri, nil, body)
+	if err != nil {
+		return nil, c.explain(err)
+	}
+	defer response.Body.Close()
+	answer, err := io.ReadAll(response.Body)
+	if err != nil {
+		return nil, fmt.Errorf("reading the admin API's answer: %w", err)
+	}
+	return answer, nil
+}
+
+// refusal is how AdminAPIRequest reports a status of 400 or more.
+var refusal = regexp.MustCompile(`(?s)HTTP (\d{3}): (.*)$`)
+
+// explain makes what went wrong with a request into what to do about it.
+func (c *command) explain(err error) error {
+	parts := refusal.FindStringSubmatch(err.Error())
+	if parts == nil {
+		if strings.HasPrefix(err.Error(), "performing request:") {
+			return fmt.Errorf("Caddy cannot be reached at %s; start it, or say with --address or --config where its admin API listens (%w)", c.endpoint, err) //nolint:staticcheck // a name
+		}
+		return err
+	}
+	var answer struct {
+		Error string `json:"error"`
+	}
+	if json.Unmarshal([]byte(parts[2]), &answer) != nil || answer.Error == "" {
+		if parts[1] == "404" {
+			return fmt.Errorf("the Caddy at %s was built without the maintenance module; `caddy list-modules` shows what a Caddy was built with", c.endpoint)
+		}
+		return err
+	}
+	refused := &apiError{message: answer.Error}
+	_, _ = fmt.Sscan(parts[1], &refused.status)
+	return refused
+}

@@ -1,0 +1,194 @@
+// Package maintenance is a maintenance mode for Caddy: a handler that answers
+// every request of a site with 503 Service Unavailable and a page while the
+// site is in maintenance, and a switch for it in Caddy's admin API and on the
+// command line (caddy maintenance on|off).
+//
+// A site's state is one value in memory, shared by all handlers that carry its
+// name and kept across config reloads. It is stored in Caddy's storage before
+// a switch is answered, and read from there before the site serves its first
+// request.
+package maintenance
+
+import (
+	"fmt"
+	"net/http"
+	"regexp"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+)
+
+func init() {
+	caddy.RegisterModule(Handler{})
+}
+
+// Handler answers every request with 503 Service Unavailable and a page while
+// its site is in maintenance, and does nothing otherwise. A site is switched
+// with `caddy maintenance on|off` or through the admin API under
+// `/maintenance/`; no config reload is needed.
+//
+// The page is HTML, `application/problem+json` (RFC 9457) or plain text,
+// whichever the request's `Accept` header prefers. The response is never
+// cached and carries `Retry-After` (RFC 9110, section 10.2.3).
+type Handler struct {
+	// The name of the site that this handler belongs to: 1 to 64 of
+	// `a-z 0-9 . - _ : *`, beginning with a letter, digit or `*`; upper case
+	// is folded; not `on`, `off`, `status` or `help`. Handlers that carry the
+	// same name are switched together. Required.
+	Site string `json:"site"`
+
+	// What the `Retry-After` header says if the switch says nothing else.
+	// Default: `5m`. At least `1s`.
+	RetryAfter caddy.Duration `json:"retry_after,omitempty"`
+
+	// Requests that are let through although the site is in maintenance: those
+	// that match any of these matcher sets. An empty matcher set is an error.
+	BypassRaw caddyhttp.RawMatcherSets `json:"bypass,omitempty" caddy:"namespace=http.matchers"`
+
+	// The state of the site as long as it has never been switched: `on` or
+	// `off`. All handlers of a site must agree on it. Default: `off`.
+	InitialState string `json:"initial_state,omitempty"`
+
+	site        *site
+	initiallyOn bool
+	bypass      caddyhttp.MatcherSets
+}
+
+// CaddyModule returns the Caddy module information.
+func (Handler) CaddyModule() caddy.ModuleInfo {
+	return caddy.ModuleInfo{
+		ID:  "http.handlers.maintenance",
+		New: func() caddy.Module { return new(Handler) },
+	}
+}
+
+// Provision checks the configuration and joins the handler to its site.
+func (h *Handler) Provision(ctx caddy.Context) error {
+	name, err := parseSiteName(h.Site)
+	if err != nil {
+		return err
+	}
+	if h.RetryAfter == 0 {
+		h.RetryAfter = caddy.Duration(defaultRetryAfter)
+	}
+	if err := checkRetryAfter(time.Duration(h.RetryAfter)); err != nil {
+		return err
+	}
+	if h.initiallyOn, err = parseInitialState(h.InitialState); err != nil {
+		return err
+	}
+	for _, matcherSet := range h.BypassRaw {
+		if len(matcherSet) == 0 {
+			return errEmptyBypass
+		}
+	}
+	matcherSets, err := ctx.LoadModule(h, "BypassRaw")
+	if err != nil {
+		return fmt.Errorf("loading bypass matchers: %w", err)
+	}
+	if err := h.bypass.FromInterface(matcherSets); err != nil {
+		return fmt.Errorf("loading bypass matchers: %w", err)
+	}
+	app, err := ctx.App("maintenance")
+	if err != nil {
+		return err
+	}
+	h.site, err = app.(*App).join(name, h.initiallyOn)
+	return err
+}
+
+// Cleanup parts the handler from its site.
+func (h *Handler) Cleanup() error {
+	if h.site != nil {
+		sites.release(h.site)
+	}
+	return nil
+}
+
+// ServeHTTP lets the request through, and counts it until it ends, unless the
+// site is in maintenance.
+func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler) error {
+	if err := h.site.ready(r.Context()); err != nil {
+		return err
+	}
+	state, admitted := h.site.admit(h.initiallyOn)
+	if admitted {
+		defer h.site.leave()
+		return next.ServeHTTP(w, r)
+	}
+	if len(h.bypass) > 0 {
+		bypassed, err := h.bypass.AnyMatchWithError(r)
+		if err != nil {
+			return err
+		}
+		if bypassed {
+			return next.ServeHTTP(w, r)
+		}
+	}
+	respond(w, r, state, time.Duration(h.RetryAfter))
+	return nil
+}
+
+const (
+	defaultRetryAfter = 5 * time.Minute
+	minRetryAfter     = time.Second
+)
+
+func checkRetryAfter(d time.Duration) error {
+	if d < minRetryAfter {
+		return fmt.Errorf("retry_after: %s given, at least %s is accepted", d, minRetryAfter)
+	}
+	return nil
+}
+
+func parseInitialState(s string) (on bool, err error) {
+	switch s {
+	case "on":
+		return true, nil
+	case "off", "":
+		return false, nil
+	}
+	return false, fmt.Errorf("initial_state: %q given, on or off is accepted", s)
+}
+
+var errEmptyBypass = fmt.Errorf("bypass: an empty matcher given, which would let every request through; " +
+	"name what may pass, for example: bypass /healthz")
+
+// siteNames is what a site may be called; it is safe in a URL path, in a log
+// and, percent-encoded, as a file name.
+var siteNames = regexp.MustCompile(`^[a-z0-9*][a-z0-9._:*-]{0,63}$`)
+
+// parseSiteName returns the name with ASCII upper case folded.
+func parseSiteName(name string) (string, error) {
+	if name == "" {
+		return "", fmt.Errorf("site: no name given; name the site that is switched, for example: maintenance shop")
+	}
+	folded := foldASCII(name)
+	if !siteNames.MatchString(folded) {
+		return "", fmt.Errorf("site: %q given, accepted are 1 to 64 of a-z 0-9 . - _ : *, "+
+			"beginning with a letter, digit or *; a hostname makes a good name", name)
+	}
+	if slices.Contains([]string{"on", "off", "status", "help"}, folded) {
+		return "", fmt.Errorf("site: %q given, which would read as a command; a hostname makes a good name", name)
+	}
+	return folded, nil
+}
+
+func foldASCII(s string) string {
+	return strings.Map(func(r rune) rune {
+		if 'A' <= r && r <= 'Z' {
+			return r + 'a' - 'A'
+		}
+		return r
+	}, s)
+}
+
+// Interface guards
+var (
+	_ caddy.Provisioner           = (*Handler)(nil)
+	_ caddy.CleanerUpper          = (*Handler)(nil)
+	_ caddyhttp.MiddlewareHandler = (*Handler)(nil)
+)

@@ -1,0 +1,245 @@
+package maintenance
+
+import (
+	"bytes"
+	"compress/gzip"
+	"encoding/json"
+	"html/template"
+	"math/rand/v2"
+	"net/http"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp/encode"
+)
+
+// respond answers a request of a site that is in maintenance.
+func respond(w http.ResponseWriter, r *http.Request, st *state, configured time.Duration) {
+	retryAfter := retryAfterSeconds(st.options(), configured)
+	page := st.page()
+
+	var contentType, contentEncoding string
+	var body []byte
+	switch negotiate(r.Header["Accept"]) {
+	case mediaHTML:
+		contentType, body = "text/html; charset=utf-8", page.html
+		if len(page.gzip) > 0 && acceptsGzip(r) {
+			contentEncoding, body = "gzip", page.gzip
+		}
+	case mediaJSON:
+		contentType, body = "application/problem+json", problem(st.options(), retryAfter)
+	default:
+		contentType, body = "text/plain; charset=utf-8", page.text
+	}
+
+	header := w.Header()
+	for _, name := range foreignHeaders {
+		header.Del(name)
+	}
+	if contentEncoding != "" {
+		header.Set("Content-Encoding", contentEncoding)
+	}
+	header.Set("Retry-After", strconv.FormatInt(retryAfter, 10))
+	header.Set("Cache-Control", "no-store")
+	header.Set("Content-Type", contentType)
+	header.Set("Content-Length", strconv.Itoa(len(body)))
+	header.Set("X-Content-Type-Options", "nosniff")
+	header.Add("Vary", "Accept, Accept-Encoding")
+	if r.ProtoMajor == 1 && r.Header.Get("Expect") != "" {
+		// Otherwise the server would read the body to keep the connection.
+		header.Set("Connection", "close")
+	}
+	w.WriteHeader(http.StatusServiceUnavailable)
+	if r.Method != http.MethodHead {
+		_, _ = w.Write(body)
+	}
+}
+
+// foreignHeaders describe or let others cache the response of the app, if a
+// header directive has set them for it.
+var foreignHeaders = []string{
+	"Etag", "Last-Modified", "Expires", "Cdn-Cache-Control", "Surrogate-Control", "Content-Encoding",
+}
+
+// retryAfterSeconds counts down to the end of the maintenance, if it has one
+// and nothing else was asked for. What is added at random keeps clients from
+// all coming back in the same second.
+func retryAfterSeconds(o options, configured time.Duration) int64 {
+	wait := o.retryAfter(configured)
+	countDown := o.RetryAfter == "" && !o.Until.IsZero()
+	if countDown {
+		wait = time.Until(o.Until)
+	}
+	seconds := int64(wait / time.Second)
+	if wait%time.Second > 0 {
+		seconds++
+	}
+	seconds = max(1, seconds)
+	if countDown {
+		seconds += rand.Int64N(seconds/10 + 1) //nolint:gosec // no secret
+	}
+	return seconds
+}
+
+// page is what visitors get, rendered when the options change and not for each
+// of them.
+type page struct {
+	html, gzip, text []byte
+}
+
+const stockSentence = "This site is down for maintenance and will be back soon."
+
+var pageTemplate = template.Must(template.New("page").Parse(`<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>Down for maintenance</title>
+</head>
+<body>
+<h1>Down for maintenance</h1>
+<p>{{.Sentence}}</p>
+{{- if .Until}}
+<p>It is expected back at <time datetime="{{.DateTime}}">{{.Until}}</time>.</p>
+{{- end}}
+</body>
+</html>
+`))
+
+func renderPage(o options) *page {
+	data := struct{ Sentence, Until, DateTime string }{Sentence: o.Message}
+	if o.Message == "" {
+		data.Sentence = stockSentence
+	}
+	text := "Down for maintenance. " + data.Sentence + "\n"
+	if o.Message == "" {
+		text = stockSentence + "\n"
+	}
+	if !o.Until.IsZero() {
+		data.Until = o.Until.Format("2006-01-02 15:04 MST")
+		data.DateTime = o.Until.Format(time.RFC3339)
+		text += "It is expected back at " + data.Until + ".\n"
+	}
+
+	var html bytes.Buffer
+	if err := pageTemplate.Execute(&html, data); err != nil {
+		panic(err) // the template and its data are ours, and so is the buffer
+	}
+	return &page{html: html.Bytes(), gzip: compress(html.Bytes()), text: []byte(text)}
+}
+
+// compress returns nothing where compression does not pay.
+func compress(b []byte) []byte {
+	var compressed bytes.Buffer
+	writer := gzip.NewWriter(&compressed)
+	_, err := writer.Write(b)
+	if err == nil {
+		err = writer.Close()
+	}
+	if err != nil || compressed.Len() >= len(b) {
+		return nil
+	}
+	return compressed.Bytes()
+}
+
+// problem is the answer to clients that are programs (RFC 9457). The fields
+// after detail are extension members (section 3.2).
+func problem(o options, retryAfter int64) []byte {
+	body, err := json.Marshal(struct {
+		Title       string    `json:"title"`
+		Status      int       `json:"status"`
+		Detail      string    `json:"detail,omitempty"`
+		RetryAfter  int64     `json:"retry_after"`
+		Until       time.Time `json:"until,omitzero"`
+		Maintenance bool      `json:"maintenance"`
+	}{"Service Unavailable", http.StatusServiceUnavailable, o.Message, retryAfter, o.Until, true})
+	if err != nil {
+		panic(err) // strings, numbers and a time that was parsed from text
+	}
+	return append(body, '\n')
+}
+
+type media int
+
+// In the order that decides a tie.
+const (
+	mediaHTML media = iota
+	mediaJSON
+	mediaText
+)
+
+// maxRanges bounds the work that a request can ask for.
+const maxRanges = 32
+
+// negotiate picks a representation by the request's Accept header (RFC 9110,
+// section 12.5.1). Only what is named counts: a program that accepts anything
+// beside JSON wants JSON, and an image is not replaced by a page. There is
+// always an answer.
+func negotiate(accept []string) media {
+	quality := [...]float64{mediaHTML: 0, mediaJSON: 0, mediaText: 0}
+	named := false
+	ranges := 0
+	for _, line := range accept {
+		for item := range strings.SplitSeq(line, ",") {
+			name, parameters, _ := strings.Cut(item, ";")
+			name = strings.ToLower(strings.TrimSpace(name))
+			if name == "" {
+				continue
+			}
+			if ranges++; ranges > maxRanges {
+				break
+			}
+			switch name {
+			case "*/*", "text/*", "application/*":
+				continue
+			}
+			named = true
+			if kind, ok := mediaOf(name); ok {
+				quality[kind] = max(quality[kind], weight(parameters))
+			}
+		}
+	}
+	if !named {
+		return mediaHTML
+	}
+	best := slices.Max(quality[:])
+	if best == 0 {
+		return mediaText
+	}
+	return media(slices.Index(quality[:], best))
+}
+
+func mediaOf(name string) (media, bool) {
+	switch {
+	case name == "text/html", name == "application/xhtml+xml":
+		return mediaHTML, true
+	case name == "application/json", strings.HasSuffix(name, "+json"):
+		return mediaJSON, true
+	case name == "text/plain":
+		return mediaText, true
+	}
+	return 0, false
+}
+
+// weight returns the q parameter, 1 if there is none (RFC 9110, section
+// 12.4.2), and 0 if it is not a weight.
+func weight(parameters string) float64 {
+	for parameter := range strings.SplitSeq(parameters, ";") {
+		name, value, _ := strings.Cut(parameter, "=")
+		if !strings.EqualFold(strings.TrimSpace(name), "q") {
+			continue
+		}
+		q, err := strconv.ParseFloat(strings.TrimSpace(value), 64)
+		if err == nil && q >= 0 && q <= 1 {
+			return q
+		}
+		return 0
+	}
+	return 1
+}
+
+func acceptsGzip(r *http.Request) bool {
+	return slices.Contains(encode.AcceptedEncodings(r, []string{"gzip"}), "gzip")
+}

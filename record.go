@@ -1,0 +1,242 @@
+package maintenance
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/url"
+	"slices"
+	"strings"
+	"time"
+	"unicode"
+	"unicode/utf8"
+
+	"go.uber.org/zap"
+
+	"github.com/caddyserver/caddy/v2"
+)
+
+// record is a site's state as stored. Fields that are not known are ignored
+// and those that are never change their meaning, so that instances of
+// different versions of this module can share a storage.
+type record struct {
+	// Version orders the records of a site. It is the time of the switch in
+	// microseconds, or one more than the highest version seen if that is more.
+	Version int64     `json:"version"`
+	Enabled bool      `json:"enabled"`
+	Since   time.Time `json:"since,omitzero"`
+	options
+
+	raw []byte // as stored
+}
+
+// maxVersion leaves room to count on from.
+const maxVersion = 1 << 62
+
+// errCorrupt says that there is a record that nothing can be learned from.
+var errCorrupt = errors.New("the record is corrupt")
+
+func parseRecord(raw []byte) (*record, error) {
+	var r struct {
+		record
+		Enabled *bool `json:"enabled"`
+	}
+	if err := json.Unmarshal(raw, &r); err != nil {
+		return nil, fmt.Errorf("%w: %w", errCorrupt, err)
+	}
+	if r.Enabled == nil {
+		return nil, fmt.Errorf("%w: enabled is missing", errCorrupt)
+	}
+	if r.Version < 1 || r.Version > maxVersion {
+		return nil, fmt.Errorf("%w: version is %d", errCorrupt, r.Version)
+	}
+	parsed := r.record
+	parsed.Enabled = *r.Enabled
+	parsed.raw = raw
+	return &parsed, nil
+}
+
+// newRecord completes a record with its version and its stored form.
+func newRecord(version int64, enabled bool, since time.Time, o options) (*record, error) {
+	r := &record{Version: version, Enabled: enabled, Since: since, options: o}
+	raw, err := json.Marshal(r)
+	r.raw = raw
+	return r, err
+}
+
+func (r *record) newerThan(other *record) bool {
+	if r.Version != other.Version {
+		return r.Version > other.Version
+	}
+	return bytes.Compare(r.raw, other.raw) > 0
+}
+
+// Percent-encoding keeps : and * out of file names, which not every system
+// takes.
+func recordKey(site string) string {
+	return "maintenance/sites/" + url.QueryEscape(site) + ".json"
+}
+
+// options are what a switch can say about a maintenance.
+type options struct {
+	Message    string    `json:"message,omitempty"`
+	RetryAfter string    `json:"retry_after,omitempty"` // as given, a duration
+	Until      time.Time `json:"until,omitzero"`
+}
+
+const maxMessage = 1000
+
+// set sets an option to a value in JSON; null clears it.
+func (o *options) set(name string, value json.RawMessage) error {
+	var text *string
+	if err := json.Unmarshal(value, &text); err != nil {
+		return fmt.Errorf("%s: %s given, a string is accepted%s", name, abridge(string(value)), suggestDuration(name, value))
+	}
+	if text != nil {
+		if err := o.setText(name, *text); err != nil {
+			return fmt.Errorf("%s: %w", name, err)
+		}
+		return nil
+	}
+	switch name {
+	case "message":
+		o.Message = ""
+	case "retry_after":
+		o.RetryAfter = ""
+	case "until":
+		o.Until = time.Time{}
+	}
+	return nil
+}
+
+// setText sets an option to what an operator writes.
+func (o *options) setText(name, text string) (err error) {
+	switch name {
+	case "message":
+		o.Message, err = parseMessage(text)
+	case "retry_after":
+		o.RetryAfter, err = parseRetryAfter(text)
+	case "until":
+		o.Until, err = parseUntil(text)
+	}
+	return err
+}
+
+var optionNames = []string{"message", "retry_after", "until"}
+
+// suggestDuration says what to write in the place of a number of seconds.
+func suggestDuration(name string, value json.RawMessage) string {
+	text := string(value) + "s"
+	if _, err := parseRetryAfter(text); name != "retry_after" || err != nil {
+		return ""
+	}
+	return fmt.Sprintf(", such as %q", text)
+}
+
+func parseMessage(s string) (string, error) {
+	if n := utf8.RuneCountInString(s); n > maxMessage {
+		return "", fmt.Errorf("%d characters given, at most %d are accepted", n, maxMessage)
+	}
+	if i := strings.IndexFunc(s, unicode.IsControl); i >= 0 {
+		return "", fmt.Errorf("a control character (%U) given, one line of plain text is accepted", []rune(s[i:])[0])
+	}
+	return s, nil
+}
+
+func parseRetryAfter(s string) (string, error) {
+	d, err := caddy.ParseDuration(s)
+	if err != nil || d < minRetryAfter {
+		return "", fmt.Errorf(`%s given, a duration of at least %s is accepted, such as "90s", "1.5h" or "1d"`, abridge(fmt.Sprintf("%q", s)), minRetryAfter)
+	}
+	return s, nil
+}
+
+func parseUntil(s string) (time.Time, error) {
+	t, err := time.Parse(time.RFC3339, s)
+	if err != nil {
+		return time.Time{}, fmt.Errorf(`%s given, a time as in RFC 3339 is accepted, such as %s`,
+			abridge(fmt.Sprintf("%q", s)), time.Now().Add(time.Hour).UTC().Format(time.RFC3339))
+	}
+	if !t.After(time.Now()) {
+		return time.Time{}, fmt.Errorf("%s given, a time in the future is accepted; it is %s now",
+			s, time.Now().UTC().Format(time.RFC3339))
+	}
+	return t.UTC(), nil
+}
+
+// abridge keeps an error readable whatever was given.
+func abridge(s string) string {
+	const limit = 80
+	if len(s) <= limit {
+		return s
+	}
+	return strings.ToValidUTF8(s[:limit], "") + "…"
+}
+
+// parseOptions applies the body of a request, one JSON object of options, to
+// base as RFC 7396 (JSON Merge Patch) has it.
+func parseOptions(base options, body []byte) (options, error) {
+	if !utf8.Valid(body) {
+		return options{}, errors.New("the body is not valid UTF-8")
+	}
+	decoder := json.NewDecoder(bytes.NewReader(body))
+	if token, err := decoder.Token(); err != nil || token != json.Delim('{') {
+		return options{}, errors.New(`the body is not a JSON object, such as {"message": "Back at three."}`)
+	}
+	given := make(map[string]bool)
+	for decoder.More() {
+		token, err := decoder.Token()
+		if err != nil {
+			return options{}, fmt.Errorf("the body is not valid JSON: %w", err)
+		}
+		name := token.(string)
+		if given[name] {
+			return options{}, fmt.Errorf("%s is given twice", abridge(name))
+		}
+		given[name] = true
+		if !slices.Contains(optionNames, name) {
+			return options{}, fmt.Errorf("unknown option %s; the options are %s", abridge(name), strings.Join(optionNames, ", "))
+		}
+		var value json.RawMessage
+		if err := decoder.Decode(&value); err != nil {
+			return options{}, fmt.Errorf("the body is not valid JSON: %w", err)
+		}
+		if err := base.set(name, value); err != nil {
+			return options{}, err
+		}
+	}
+	if _, err := decoder.Token(); err != nil {
+		return options{}, fmt.Errorf("the body is not valid JSON: %w", err)
+	}
+	if _, err := decoder.Token(); !errors.Is(err, io.EOF) {
+		return options{}, errors.New("the body goes on after the JSON object")
+	}
+	return base, nil
+}
+
+// retryAfter returns the option as a duration, or other where it is not set or
+// a newer version has written what this one cannot read.
+func (o options) retryAfter(other time.Duration) time.Duration {
+	d, err := caddy.ParseDuration(o.RetryAfter)
+	if err != nil {
+		return other
+	}
+	return d
+}
+
+// fields are the options as they are logged.
+func (o options) fields() []zap.Field {
+	var fields []zap.Field
+	if o.Message != "" {
+		fields = append(fields, zap.String("message", o.Message))
+	}
+	if o.RetryAfter != "" {
+		fields = append(fields, zap.String("retry_after", o.RetryAfter))
+	}
+	if !o.Until.IsZero() {
+		fields = append(fields, zap.Time("until", o.Until))
+	}
+	return fields
+}

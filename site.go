@@ -1,0 +1,360 @@
+package maintenance
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// sites holds every site that a loaded config refers to or that has a request
+// in flight. It is what makes state outlive a config reload.
+var sites = sitePool{byName: make(map[string]*site)}
+
+type sitePool struct {
+	mu     sync.Mutex
+	byName map[string]*site
+}
+
+// acquire returns the site of that name, which the caller must release.
+// Tracked tells whether a handler had kept it up to date until now.
+func (p *sitePool) acquire(name string) (s *site, tracked bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	s, ok := p.byName[name]
+	if !ok {
+		s = newSite(name)
+		p.byName[name] = s
+	}
+	tracked = s.refs > 0
+	s.refs++
+	s.orphaned.Store(false)
+	return s, tracked
+}
+
+func (p *sitePool) release(s *site) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	s.refs--
+	s.orphaned.Store(s.refs == 0)
+	p.dropIfUnused(s)
+}
+
+// collect drops an orphaned site whose last request has ended.
+func (p *sitePool) collect(s *site) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.dropIfUnused(s)
+}
+
+func (p *sitePool) dropIfUnused(s *site) {
+	if s.refs == 0 && s.inFlight.Load() == 0 && p.byName[s.name] == s {
+		delete(p.byName, s.name)
+	}
+}
+
+// referenced returns the sites that a loaded config refers to.
+func (p *sitePool) referenced() []*site {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	var list []*site
+	for _, s := range p.byName {
+		if s.refs > 0 {
+			list = append(list, s)
+		}
+	}
+	return list
+}
+
+// site is what all handlers of one name share: its state and the number of
+// requests that they have admitted.
+type site struct {
+	name  string
+	state atomic.Pointer[state]
+
+	// inFlight is written by every admitted request, and keeps a distance from
+	// what every request reads.
+	_        [64]byte
+	inFlight atomic.Int64
+	_        [56]byte
+	idle     atomic.Pointer[chan struct{}] // closed when inFlight reaches 0; nil while nobody waits
+
+	orphaned atomic.Bool // no handler is left
+	refs     int         // handlers; guarded by the pool
+
+	// switching holds a token while a switch of the site is under way. highest,
+	// guarded by it, is the highest version ever stored or seen in storage.
+	switching chan struct{}
+	highest   int64
+}
+
+func newSite(name string) *site {
+	s := &site{name: name, switching: make(chan struct{}, 1)}
+	s.state.Store(newState(loading))
+	return s
+}
+
+// ready waits until the site's state has been read from storage, which it has
+// been unless the process has only just begun.
+func (s *site) ready(ctx context.Context) error {
+	for {
+		st := s.state.Load()
+		if st.kind != loading {
+			return nil
+		}
+		select {
+		case <-st.replaced:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+// admit lets a request in unless the site is in maintenance; one that was let
+// in must leave. The site is looked at twice: with a look only before the
+// count, a switch could report that nothing is in flight while a request slips
+// through between the two; with a look only after it, blocked requests would
+// show up in the count.
+func (s *site) admit(initiallyOn bool) (*state, bool) {
+	if st := s.current(); st.blocks(initiallyOn) {
+		return st, false
+	}
+	s.inFlight.Add(1)
+	st := s.current()
+	if st.blocks(initiallyOn) {
+		s.leave()
+		return st, false
+	}
+	return st, true
+}
+
+// leave ends what admit began.
+func (s *site) leave() {
+	if s.inFlight.Add(-1) > 0 {
+		return
+	}
+	s.signalIdle()
+	if s.orphaned.Load() {
+		sites.collect(s)
+	}
+}
+
+// drained returns a channel that is closed once nothing is in flight.
+func (s *site) drained() <-chan struct{} {
+	idle := s.idle.Load()
+	for idle == nil {
+		fresh := make(chan struct{})
+		if s.idle.CompareAndSwap(nil, &fresh) {
+			idle = &fresh
+		} else {
+			idle = s.idle.Load()
+		}
+	}
+	if s.inFlight.Load() == 0 {
+		s.signalIdle()
+	}
+	return *idle
+}
+
+func (s *site) signalIdle() {
+	if s.idle.Load() == nil {
+		return
+	}
+	if idle := s.idle.Swap(nil); idle != nil {
+		close(*idle)
+	}
+}
+
+// current returns the site's state, after ending a maintenance whose time is
+// over.
+func (s *site) current() *state {
+	for {
+		st := s.state.Load()
+		if !st.overdue() {
+			return st
+		}
+		s.replace(st, st.end())
+	}
+}
+
+// replace puts next in the place of old, unless another state has done so.
+func (s *site) replace(old, next *state) bool {
+	if !s.state.CompareAndSwap(old, next) {
+		return false
+	}
+	close(old.replaced)
+	return true
+}
+
+// offer makes a record the site's state if it is newer than what is known. It
+// returns the states before and after, or nil if nothing has changed.
+func (s *site) offer(r *record) (before, after *state) {
+	for {
+		st := s.state.Load()
+		if st.record != nil && !r.newerThan(st.record) {
+			return nil, nil
+		}
+		if next := newRecordedState(r); s.replace(st, next) {
+			return st, next
+		}
+	}
+}
+
+// learn takes in what storage holds for the site: a record, none, or an error
+// where it could not be read. It returns the states before and after, or nil
+// if nothing has changed.
+func (s *site) learn(r *record, err error) (before, after *state) {
+	if r != nil {
+		return s.offer(r)
+	}
+	next := newState(neverSwitched)
+	if err != nil {
+		next = newState(unknown)
+		next.cause = err
+	}
+	for {
+		st := s.state.Load()
+		if !st.givesWayTo(next) {
+			return nil, nil
+		}
+		if s.replace(st, next) {
+			return st, next
+		}
+	}
+}
+
+// A state is what is known of a site at one moment. It is never changed, only
+// replaced as a whole.
+type state struct {
+	kind     stateKind
+	cause    error         // of unknown
+	record   *record       // of recorded, as stored
+	ended    bool          // the record's until has passed; it does not begin again if the clock is set back
+	reported atomic.Bool   // that it ended has been logged
+	replaced chan struct{} // closed when another state takes its place
+	page     func() *page  // what visitors get while the site is in maintenance
+}
+
+type stateKind int
+
+// In the order of what is known: from neverSwitched on, the state is.
+const (
+	loading       stateKind = iota // being read from storage for the first time
+	unknown                        // could not be read from storage
+	neverSwitched                  // there is no record
+	recorded                       // what the record says
+)
+
+func newState(kind stateKind) *state {
+	return &state{
+		kind:     kind,
+		replaced: make(chan struct{}),
+		page:     sync.OnceValue(func() *page { return renderPage(options{}) }),
+	}
+}
+
+func newRecordedState(r *record) *state {
+	st := newState(recorded)
+	st.record = r
+	st.page = sync.OnceValue(func() *page { return renderPage(r.options) })
+	if st.overdue() {
+		st.ended = true
+		st.reported.Store(true)
+	}
+	if r.Enabled && !st.ended {
+		st.page()
+	}
+	return st
+}
+
+// givesWayTo reports whether next, which is not a record, tells more than st
+// does. A corrupt record that has gone is no news: whoever removed it has not
+// said that the site may open.
+func (st *state) givesWayTo(next *state) bool {
+	switch st.kind {
+	case loading:
+		return true
+	case unknown:
+		return !errors.Is(st.cause, errCorrupt) && (next.kind == neverSwitched || errors.Is(next.cause, errCorrupt))
+	default:
+		return false
+	}
+}
+
+// newerThan reports whether the state is of a newer record than r, which may
+// be nil.
+func (st *state) newerThan(r *record) bool {
+	return st.record != nil && (r == nil || st.record.newerThan(r))
+}
+
+// version is the version of the record, if there is one.
+func (st *state) version() int64 {
+	if st.record == nil {
+		return 0
+	}
+	return st.record.Version
+}
+
+// overdue reports whether the maintenance has to end now.
+func (st *state) overdue() bool {
+	return st.kind == recorded && st.record.Enabled && !st.ended &&
+		!st.record.Until.IsZero() && !time.Now().Before(st.record.Until)
+}
+
+func (st *state) end() *state {
+	next := newState(recorded)
+	next.record = st.record
+	next.ended = true
+	return next
+}
+
+// blocks reports whether requests are kept out.
+func (st *state) blocks(initiallyOn bool) bool {
+	switch st.kind {
+	case recorded:
+		return st.record.Enabled && !st.ended
+	case neverSwitched:
+		return initiallyOn
+	default:
+		return true
+	}
+}
+
+// on reports whether the site is known to be in maintenance.
+func (st *state) on(initiallyOn bool) bool {
+	return st.kind >= neverSwitched && st.blocks(initiallyOn)
+}
+
+// word is how the state is called in answers.
+func (st *state) word(initiallyOn bool) string {
+	switch {
+	case st.kind < neverSwitched:
+		return "unknown"
+	case st.blocks(initiallyOn):
+		return "on"
+	default:
+		return "off"
+	}
+}
+
+// since is when the state began, or zero if the site was never switched or is
+// unknown.
+func (st *state) since() time.Time {
+	switch {
+	case st.record == nil:
+		return time.Time{}
+	case st.ended:
+		return st.record.Until
+	default:
+		return st.record.Since
+	}
+}
+
+// options are those of the maintenance that is on.
+func (st *state) options() options {
+	if st.record == nil || st.ended {
+		return options{}
+	}
+	return st.record.options
+}
