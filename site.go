@@ -353,7 +353,7 @@ func (st *state) since() time.Time {
 
 // options are those of the maintenance that is on.
 func (st *state) options() options {
-	if st.record == nil || st.ended {
+	if st.record == nil || !st.record.Enabled || st.ended {
 		return options{}
 	}
 	return st.record.options

@@ -1,0 +1,330 @@
+package maintenance
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"strings"
+	"testing"
+	"time"
+)
+
+func TestSiteIsDescribedByAllRequests(t *testing.T) {
+	s := start(t, `maintenance shop`)
+	if got := s.status("shop"); got["site"] != "shop" || got["state"] != "off" || got["since"] != nil {
+		t.Errorf("never switched: %v", got)
+	}
+	before := time.Now().Truncate(time.Second)
+	until := time.Now().Add(time.Hour).Truncate(time.Second)
+	put := s.put("shop", `{"message": "Back <soon>.", "retry_after": "1d", "until": "`+until.In(time.FixedZone("", 3600)).Format(time.RFC3339)+`"}`)
+	for field, want := range map[string]any{
+		"site": "shop", "state": "on", "message": "Back <soon>.", "retry_after": "1d",
+		"until": until.UTC().Format(time.RFC3339), "sync_interval": "2s", "in_flight": 0.0,
+	} {
+		if put[field] != want {
+			t.Errorf("%s is %v, want %v", field, put[field], want)
+		}
+	}
+	if since := parseTime(t, put["since"]); since.Before(before) || since.After(time.Now()) {
+		t.Errorf("since is %v", since)
+	}
+	if put["instance"] == "" {
+		t.Error("instance is empty")
+	}
+	for _, method := range []string{http.MethodGet, http.MethodPut, http.MethodPatch, http.MethodDelete} {
+		response := s.api(method, "/maintenance/shop", map[string]string{http.MethodPatch: "{}"}[method])
+		if got := response.Header.Get("Content-Type"); response.StatusCode != 200 || got != "application/json" {
+			t.Errorf("%s got %d %s", method, response.StatusCode, got)
+		}
+		if got := decode(t, response.body); got["site"] != "shop" || got["in_flight"] != 0.0 {
+			t.Errorf("%s answers %v", method, got)
+		}
+	}
+}
+
+func TestSitesAreListedByName(t *testing.T) {
+	s := start(t, `
+		maintenance wiki
+		maintenance *.example.com:8080
+		maintenance shop
+		maintenance shop`)
+	var list []siteStatus
+	if err := json.Unmarshal([]byte(s.api(http.MethodGet, "/maintenance", "").body), &list); err != nil {
+		t.Fatal(err)
+	}
+	if len(list) != 3 || list[0].Site != "*.example.com:8080" || list[1].Site != "shop" || list[2].Site != "wiki" {
+		t.Errorf("got %v", list)
+	}
+	s.put("*.example.com:8080", "")
+	if s.storage.get("maintenance/sites/%2A.example.com%3A8080.json") == "" {
+		t.Error("the record is not stored under the percent-encoded name")
+	}
+}
+
+func TestConfigWithoutSitesHasAnEmptyList(t *testing.T) {
+	s := start(t, ``)
+	if got := s.api(http.MethodGet, "/maintenance", ""); got.StatusCode != 200 || got.body != "[]\n" {
+		t.Errorf("got %d %q", got.StatusCode, got.body)
+	}
+	const want = `{"error":"unknown site shop; no site of the running config has a maintenance directive, such as: maintenance shop"}` + "\n"
+	if got := s.api(http.MethodPut, "/maintenance/shop", ""); got.StatusCode != 404 || got.body != want {
+		t.Errorf("got %d %s, want 404 %s", got.StatusCode, got.body, want)
+	}
+}
+
+// The table of states and switches in the README.
+func TestEveryStateMeetsEverySwitch(t *testing.T) {
+	const directive = `maintenance shop`
+	record := func(enabled bool, since, until time.Time) string {
+		r, err := newRecord(1, enabled, since, options{Message: "Old.", Until: until})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(r.raw)
+	}
+	var (
+		past    = time.Now().Add(-time.Hour).UTC().Truncate(time.Second)
+		ended   = past.Add(time.Minute)
+		zero    time.Time
+		never   = "never" // no since
+		nowish  = "now"
+		kept    = past.Format(time.RFC3339)
+		atUntil = ended.Format(time.RFC3339)
+		states  = map[string]string{
+			"never": "",
+			"off":   record(false, past, zero),
+			"on":    record(true, past, zero),
+			"ended": record(true, past, ended),
+			"bad":   `{"enabled": `,
+		}
+	)
+	for _, test := range []struct {
+		now, method      string
+		status           int
+		state, since     string
+		message, enabled string
+	}{
+		{"never", "GET", 200, "off", never, "", ""},
+		{"never", "PUT", 200, "on", nowish, "New.", "true"},
+		{"never", "PATCH", 409, "off", never, "", ""},
+		{"never", "DELETE", 200, "off", nowish, "", "false"},
+
+		{"off", "GET", 200, "off", kept, "", "false"},
+		{"off", "PUT", 200, "on", nowish, "New.", "true"},
+		{"off", "PATCH", 409, "off", kept, "", "false"},
+		{"off", "DELETE", 200, "off", kept, "", "false"},
+
+		{"on", "GET", 200, "on", kept, "Old.", "true"},
+		{"on", "PUT", 200, "on", kept, "New.", "true"},
+		{"on", "PUT none", 200, "on", kept, "", "true"},
+		{"on", "PATCH", 200, "on", kept, "New.", "true"},
+		{"on", "PATCH none", 200, "on", kept, "Old.", "true"},
+		{"on", "DELETE", 200, "off", nowish, "", "false"},
+
+		{"ended", "GET", 200, "off", atUntil, "", "true"},
+		{"ended", "PUT", 200, "on", nowish, "New.", "true"},
+		{"ended", "PATCH", 409, "off", atUntil, "", "true"},
+		{"ended", "DELETE", 200, "off", atUntil, "", "false"},
+
+		{"bad", "GET", 200, "unknown", never, "", "bad"},
+		{"bad", "PUT", 200, "on", nowish, "New.", "true"},
+		{"bad", "PATCH", 409, "unknown", never, "", "bad"},
+		{"bad", "DELETE", 200, "off", nowish, "", "false"},
+	} {
+		t.Run(test.now+" "+test.method, func(t *testing.T) {
+			s := prepare(t)
+			const key = "maintenance/sites/shop.json"
+			if stored := states[test.now]; stored != "" {
+				s.storage.set(key, stored)
+			}
+			s.reload(directive)
+			before := time.Now().Truncate(time.Second)
+
+			method, none, _ := strings.Cut(test.method, " ")
+			body := `{"message": "New."}`
+			if none != "" {
+				body = `{}`
+			}
+			if got := s.api(method, "/maintenance/shop", body); got.StatusCode != test.status {
+				t.Fatalf("got %d %s, want %d", got.StatusCode, got.body, test.status)
+			}
+			for _, when := range []string{"at once", "after a restart"} {
+				got := s.status("shop")
+				since := fmt.Sprint(got["since"])
+				switch {
+				case got["since"] == nil:
+					since = never
+				case !parseTime(t, got["since"]).Before(before):
+					since = nowish
+				}
+				message, _ := got["message"].(string)
+				if got["state"] != test.state || since != test.since || message != test.message {
+					t.Errorf("%s: %s since %s %q, want %s since %s %q", when, got["state"], since, message, test.state, test.since, test.message)
+				}
+				want := map[string]int{"on": 503, "unknown": 503, "off": 200}[test.state]
+				s.wantStatus("/", want)
+				s.restart(directive)
+			}
+			stored := s.storage.get(key)
+			switch {
+			case test.enabled == "bad" && stored != states["bad"]:
+				t.Errorf("the record was changed to %s", stored)
+			case test.enabled == "" && stored != "":
+				t.Errorf("a record was stored: %s", stored)
+			case test.enabled == "true" || test.enabled == "false":
+				if got := decode(t, stored)["enabled"]; fmt.Sprint(got) != test.enabled {
+					t.Errorf("enabled is %v in the record, want %s", got, test.enabled)
+				}
+			}
+		})
+	}
+}
+
+// G7
+func TestWrongRequestIsRefusedAndChangesNothing(t *testing.T) {
+	s := start(t, `
+		maintenance shop
+		maintenance wiki`)
+	s.put("shop", `{"message": "Back at three."}`)
+	record := s.storage.get("maintenance/sites/shop.json")
+	const durations = `a duration of at least 1s is accepted, such as "90s", "1.5h" or "1d"`
+	long := strings.Repeat("é", 1001)
+
+	for _, test := range []struct {
+		method, path, body string
+		status             int
+		want               string
+	}{
+		{"PUT", "/shop", `[]`, 400, `the body is not a JSON object, such as {"message": "Back at three."}`},
+		{"PUT", "/shop", `null`, 400, `the body is not a JSON object, such as {"message": "Back at three."}`},
+		{"PUT", "/shop", `on`, 400, `the body is not a JSON object, such as {"message": "Back at three."}`},
+		{"PUT", "/shop", ` `, 400, `the body is not a JSON object, such as {"message": "Back at three."}`},
+		{"PATCH", "/shop", ``, 400, `the body is not a JSON object, such as {"message": "Back at three."}`},
+		{"PUT", "/shop", `{`, 400, `the body is not valid JSON: EOF`},
+		{"PUT", "/shop", `{"message": "x"`, 400, `the body is not valid JSON: EOF`},
+		{"PUT", "/shop", `{"message" "x"}`, 400, `the body is not valid JSON: expected colon after object key`},
+		{"PUT", "/shop", `{} {}`, 400, `the body goes on after the JSON object`},
+		{"PUT", "/shop", `{}}`, 400, `the body goes on after the JSON object`},
+		{"PUT", "/shop", "{\"message\": \"\xff\"}", 400, `the body is not valid UTF-8`},
+		{"PUT", "/shop", `{"colour": "red"}`, 400, `unknown option colour; the options are message, retry_after, until`},
+		{"PUT", "/shop", `{"hold": "30s"}`, 400, `unknown option hold; the options are message, retry_after, until`},
+		{"PUT", "/shop", `{"Message": "x"}`, 400, `unknown option Message; the options are message, retry_after, until`},
+		{"PUT", "/shop", `{"message": "x", "message": "y"}`, 400, `message is given twice`},
+		{"PUT", "/shop", `{"message": 5}`, 400, `message: 5 given, a string is accepted`},
+		{"PUT", "/shop", `{"message": "` + long + `"}`, 400, `message: 1001 characters given, at most 1000 are accepted`},
+		{"PUT", "/shop", `{"message": "one\ntwo"}`, 400, `message: a control character (U+000A) given, one line of plain text is accepted`},
+		{"PUT", "/shop", `{"retry_after": 300}`, 400, `retry_after: 300 given, a string is accepted, such as "300s"`},
+		{"PUT", "/shop", `{"retry_after": -5}`, 400, `retry_after: -5 given, a string is accepted`},
+		{"PUT", "/shop", `{"retry_after": "300"}`, 400, `retry_after: "300" given, ` + durations},
+		{"PUT", "/shop", `{"retry_after": "-1s"}`, 400, `retry_after: "-1s" given, ` + durations},
+		{"PUT", "/shop", `{"retry_after": "999ms"}`, 400, `retry_after: "999ms" given, ` + durations},
+		{"PUT", "/shop", `{"retry_after": ""}`, 400, `retry_after: "" given, ` + durations},
+		{"PUT", "/shop", `{"until": "2020-01-01T00:00:00Z"}`, 400, `until: 2020-01-01T00:00:00Z given, a time in the future is accepted; it is `},
+		{"PUT", "/shop", `{"until": "15:00"}`, 400, `until: "15:00" given, a time as in RFC 3339 is accepted, such as 2`},
+		{"PUT", "/shop", `{"until": 1800000000}`, 400, `until: 1800000000 given, a string is accepted`},
+		{"PATCH", "/shop", `{"message": null, "colour": "red"}`, 400, `unknown option colour; the options are message, retry_after, until`},
+		{"PATCH", "/wiki", `{"message": "x"}`, 409, `site wiki is not in maintenance, its state is off; PUT switches it on`},
+		{"GET", "/wiki?wait=1s", ``, 409, `site wiki is not in maintenance, its state is off; PUT switches it on`},
+		{"GET", "/shop?wait=31s", ``, 400, `wait: 31s given, a duration of at most 30s is accepted, such as 10s`},
+		{"GET", "/shop?wait=0", ``, 400, `wait: 0 given, a duration of at most 30s is accepted, such as 10s`},
+		{"GET", "/shop?wait", ``, 400, `wait:  given, a duration of at most 30s is accepted, such as 10s`},
+		{"PUT", "/shop", `{"message": "` + strings.Repeat("x", 64<<10) + `"}`, 413, `the body is larger than 65536 bytes`},
+		{"PUT", "/blog", ``, 404, `unknown site blog; the sites of the running config are: shop, wiki`},
+		{"PUT", "/shop/x", ``, 404, `unknown site shop/x; the sites of the running config are: shop, wiki`},
+		{"DELETE", "/" + strings.Repeat("x", 100), ``, 404, `unknown site ` + strings.Repeat("x", 80) + `…; the sites of the running config are: shop, wiki`},
+		{"POST", "/shop", ``, 405, `method POST is not allowed here; allowed are GET, PUT, PATCH, DELETE`},
+		{"PUT", "", ``, 405, `method PUT is not allowed here; allowed are GET`},
+		{"DELETE", "/", ``, 405, `method DELETE is not allowed here; allowed are GET`},
+	} {
+		response := s.api(test.method, "/maintenance"+test.path, test.body)
+		if response.StatusCode != test.status || response.Header.Get("Content-Type") != "application/json" {
+			t.Errorf("%s %s %s got %d %s, want %d in JSON", test.method, test.path, abridge(test.body), response.StatusCode, response.body, test.status)
+			continue
+		}
+		message, _ := decode(t, response.body)["error"].(string)
+		if message != test.want && (!strings.HasPrefix(test.body, `{"until"`) || !strings.HasPrefix(message, test.want)) {
+			t.Errorf("%s %s %s\ngot  %s\nwant %s", test.method, test.path, abridge(test.body), message, test.want)
+		}
+		if allow := response.Header.Get("Allow"); (test.status == 405) != (allow != "") || !strings.HasSuffix(message, allow) {
+			t.Errorf("%s %s has Allow %q", test.method, test.path, allow)
+		}
+		if got := s.storage.get("maintenance/sites/shop.json"); got != record {
+			t.Fatalf("%s %s %s changed the record to %s", test.method, test.path, test.body, got)
+		}
+	}
+	if got := s.status("shop"); got["state"] != "on" || got["message"] != "Back at three." {
+		t.Errorf("in the end the site is %v", got)
+	}
+	if s.storage.get("maintenance/sites/wiki.json") != "" {
+		t.Error("a record was stored for the other site")
+	}
+}
+
+func TestContentTypeIsNotLookedAt(t *testing.T) {
+	s := start(t, `maintenance shop`)
+	response := send(t, http.MethodPut, s.admin+"/maintenance/shop", `{"message": "Hello."}`, http.Header{"Content-Type": {"text/csv"}})
+	if response.StatusCode != 200 {
+		t.Errorf("got %d %s", response.StatusCode, response.body)
+	}
+}
+
+func TestWaitReturnsWhenSiteIsDrained(t *testing.T) {
+	s := start(t, `
+		maintenance shop
+		handle /slow {
+			reverse_proxy `+upstream(t)+`
+		}`)
+	release, finished := s.slowRequest()
+	if got := s.put("shop", "")["in_flight"]; got != 1.0 {
+		t.Fatalf("in_flight is %v, want 1", got)
+	}
+	if got := s.status("shop?wait=50ms")["in_flight"]; got != 1.0 {
+		t.Errorf("after a wait that runs out in_flight is %v, want 1", got)
+	}
+	waited := make(chan any)
+	go func() { waited <- s.status("shop?wait=30s")["in_flight"] }()
+	release()
+	if got := <-waited; got != 0.0 {
+		t.Errorf("after a wait in_flight is %v, want 0", got)
+	}
+	if got := <-finished; got != 200 {
+		t.Errorf("the request in flight got %d, want 200", got)
+	}
+	s.logged(`"drained: nothing is in flight on this instance any more"`, `"site":"shop"`, `"after":`)
+}
+
+func TestWaitReturnsWhenSiteIsSwitchedOff(t *testing.T) {
+	s := start(t, `
+		maintenance shop
+		handle /slow {
+			reverse_proxy `+upstream(t)+`
+		}`)
+	release, finished := s.slowRequest()
+	eventually(t, func() error {
+		s.put("shop", "")
+		waited := make(chan response)
+		go func() { waited <- s.api(http.MethodGet, "/maintenance/shop?wait=30s", "") }()
+		s.logged("/maintenance/shop?wait=30s")
+		s.delete("shop")
+		got := <-waited
+		if got.StatusCode == 409 {
+			return errors.New("the wait began after the switch")
+		}
+		if state := decode(t, got.body)["state"]; state != "off" {
+			t.Errorf("state is %v, want off", state)
+		}
+		return nil
+	})
+	release()
+	<-finished
+}
+
+func parseTime(t *testing.T, v any) time.Time {
+	t.Helper()
+	parsed, err := time.Parse(time.RFC3339, fmt.Sprint(v))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return parsed
+}
