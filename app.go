@@ -42,8 +42,9 @@ type App struct {
 	instance string
 	members  map[string]*member
 
-	ctx    context.Context // ends with the config
-	cancel context.CancelFunc
+	ctx     context.Context // ends with the config
+	cancel  context.CancelFunc
+	running atomic.Bool // the config has begun to run
 
 	// reads limits the reads under way, and so what a storage that hangs can
 	// tie up. silent is set once one has waited in vain: the others do not
@@ -113,7 +114,12 @@ func (a *App) Provision(ctx caddy.Context) error {
 func (a *App) Start() error { return nil }
 
 // Stop ends the app's work.
-func (a *App) Stop() error { return a.Cleanup() }
+func (a *App) Stop() error {
+	if a.running.Load() {
+		a.warnOfSitesThatAreGone()
+	}
+	return a.Cleanup()
+}
 
 // Cleanup ends the app's work.
 func (a *App) Cleanup() error {
@@ -125,6 +131,7 @@ func (a *App) Cleanup() error {
 
 // Handle begins the app's work when the config runs.
 func (a *App) Handle(context.Context, caddy.Event) error {
+	a.running.Store(true)
 	go a.follow()
 	go a.watchClock()
 	return nil
@@ -203,13 +210,10 @@ func (a *App) read(ctx context.Context, key string) <-chan readResult {
 	return result
 }
 
-// await waits for the value of a key, nil if there is none.
+// await waits for the value of a key.
 func await(ctx context.Context, result <-chan readResult) ([]byte, error) {
 	select {
 	case r := <-result:
-		if errors.Is(r.err, fs.ErrNotExist) {
-			return nil, nil
-		}
 		return r.value, r.err
 	case <-ctx.Done():
 		return nil, context.Cause(ctx)
@@ -232,11 +236,15 @@ func (a *App) fetch(m *member, done func(*record, error)) {
 	}()
 }
 
-// learn takes in what storage holds for a site, and returns it.
+// learn takes in what was read for a site, and returns the record, nil if there
+// is none.
 func (a *App) learn(m *member, raw []byte, err error) (*record, error) {
 	var r *record
-	if err == nil && raw != nil {
+	switch {
+	case err == nil:
 		r, err = parseRecord(raw)
+	case errors.Is(err, fs.ErrNotExist):
+		err = nil
 	}
 	if err != nil {
 		err = fmt.Errorf("reading state of site %s: %w", m.name, err)
@@ -291,6 +299,9 @@ func (a *App) sync(p *progress) {
 		ctx, cancel := a.patience()
 		marker, err = await(ctx, a.read(ctx, switchKey))
 		cancel()
+		if errors.Is(err, fs.ErrNotExist) {
+			err = nil // nothing was ever switched
+		}
 		due = due || string(marker) != p.marker || time.Since(p.reread) >= fullSyncInterval
 	}
 	if due && err == nil {
@@ -350,7 +361,7 @@ func (a *App) restore(m *member) {
 		defer func() { <-m.switching }()
 		ctx, cancel := a.patience()
 		defer cancel()
-		raw, err := a.load(ctx, recordKey(m.name))
+		raw, err := a.storage.Load(ctx, recordKey(m.name))
 		r, err := a.learn(m, raw, err)
 		st := m.current()
 		if err != nil && !errors.Is(err, errCorrupt) || !st.newerThan(r) || a.ctx.Err() != nil {
@@ -422,7 +433,7 @@ func (a *App) carryOut(m *member, client string, decide func(*state) (*change, e
 	ctx, cancel := context.WithTimeoutCause(context.Background(), storageTimeout, errStorageSilent)
 	defer cancel()
 
-	raw, err := a.load(ctx, recordKey(m.name))
+	raw, err := a.storage.Load(ctx, recordKey(m.name))
 	stored, err := a.learn(m, raw, err)
 	if err == nil && ctx.Err() != nil {
 		err = context.Cause(ctx) // too late: the client has been told that it failed
@@ -464,15 +475,6 @@ func storeError(m *member, err error) error {
 	}
 }
 
-// load is for the holder of a site's token, who may have to wait for ever.
-func (a *App) load(ctx context.Context, key string) ([]byte, error) {
-	value, err := a.storage.Load(ctx, key)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil
-	}
-	return value, err
-}
-
 // Logging
 
 // watchClock notices within a second that a maintenance has ended by itself.
@@ -501,14 +503,14 @@ func (a *App) logChange(m *member, before, after *state, source, client string) 
 	wasOn, isOn := before.on(m.initiallyOn), after.on(m.initiallyOn)
 	var message string
 	switch {
+	case before.kind == unknown && source == "sync":
+		message = "state of the site is known again"
 	case isOn && wasOn:
 		message = "maintenance options changed"
 	case isOn:
 		message = "maintenance enabled"
 	case wasOn:
 		message = "maintenance disabled"
-	case before.kind == unknown:
-		message = "state of the site is known again"
 	default:
 		return
 	}
@@ -551,10 +553,18 @@ func (a *App) warnOfSitesThatAreOn() {
 				append([]zap.Field{zap.String("site", m.name), zap.Time("since", st.since())}, st.options().fields()...)...)
 		}
 	}
-	for _, s := range sites.referenced() {
-		if _, ok := a.members[s.name]; !ok && s.current().on(false) {
+}
+
+// warnOfSitesThatAreGone is for a config that another has replaced.
+func (a *App) warnOfSitesThatAreGone() {
+	running, err := runningApp()
+	if err != nil {
+		return // Caddy is stopping
+	}
+	for _, m := range a.sorted() {
+		if _, err := running.find(m.name); err != nil && m.current().on(m.initiallyOn) {
 			a.log.Warn("site is in maintenance but has gone from the config: nothing keeps its requests out any more",
-				zap.String("site", s.name), zap.Time("since", s.current().since()))
+				zap.String("site", m.name), zap.Time("since", m.current().since()))
 		}
 	}
 }

@@ -282,13 +282,21 @@ func (s *server) restart(directives string) {
 	if err := caddy.Stop(); err != nil {
 		s.t.Fatal(err)
 	}
-	eventually(s.t, func() error {
-		if known := sites.referenced(); len(known) > 0 {
-			return fmt.Errorf("%d sites are still known", len(known))
+	noSiteIsLeft(s.t)
+	s.reload(directives)
+}
+
+// noSiteIsLeft waits until nothing is remembered of any site.
+func noSiteIsLeft(t *testing.T) {
+	t.Helper()
+	eventually(t, func() error {
+		sites.mu.Lock()
+		defer sites.mu.Unlock()
+		if n := len(sites.byName); n > 0 {
+			return fmt.Errorf("%d sites are left", n)
 		}
 		return nil
 	})
-	s.reload(directives)
 }
 
 // response is a response whose body has been read.

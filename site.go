@@ -54,19 +54,6 @@ func (p *sitePool) dropIfUnused(s *site) {
 	}
 }
 
-// referenced returns the sites that a loaded config refers to.
-func (p *sitePool) referenced() []*site {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	var list []*site
-	for _, s := range p.byName {
-		if s.refs > 0 {
-			list = append(list, s)
-		}
-	}
-	return list
-}
-
 // site is what all handlers of one name share: its state and the number of
 // requests that they have admitted.
 type site struct {
