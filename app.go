@@ -305,14 +305,13 @@ func (a *App) sync(p *progress) {
 		due = due || string(marker) != p.marker || time.Since(p.reread) >= fullSyncInterval
 	}
 	if due && err == nil {
-		p.reread = time.Now()
-		err = a.reread()
+		began := time.Now()
+		if err = a.reread(); err == nil {
+			p.reread, p.marker = began, string(marker)
+		}
 	}
 	if a.ctx.Err() != nil {
 		return
-	}
-	if err == nil {
-		p.marker = string(marker)
 	}
 	switch {
 	case err != nil && !p.failing:
@@ -522,7 +521,7 @@ func (a *App) logChange(m *member, before, after *state, source, client string) 
 	if client != "" {
 		fields = append(fields, zap.String("client", client))
 	}
-	a.log.Info(message, append(fields, after.options().fields()...)...)
+	a.log.Info(message, append(fields, after.fields()...)...)
 	if isOn && !wasOn {
 		go a.logDrained(m, after)
 	}
@@ -550,7 +549,7 @@ func (a *App) warnOfSitesThatAreOn() {
 	for _, m := range a.sorted() {
 		if st := m.current(); st.on(m.initiallyOn) {
 			a.log.Warn("site is still in maintenance; `caddy maintenance off "+m.name+"` ends it",
-				append([]zap.Field{zap.String("site", m.name), zap.Time("since", st.since())}, st.options().fields()...)...)
+				append(st.fields(), zap.String("site", m.name))...)
 		}
 	}
 }
@@ -562,9 +561,10 @@ func (a *App) warnOfSitesThatAreGone() {
 		return // Caddy is stopping
 	}
 	for _, m := range a.sorted() {
-		if _, err := running.find(m.name); err != nil && m.current().on(m.initiallyOn) {
+		st := m.current()
+		if _, err := running.find(m.name); err != nil && st.on(m.initiallyOn) {
 			a.log.Warn("site is in maintenance but has gone from the config: nothing keeps its requests out any more",
-				zap.String("site", m.name), zap.Time("since", m.current().since()))
+				append(st.fields(), zap.String("site", m.name))...)
 		}
 	}
 }

@@ -5,14 +5,13 @@ import (
 	"compress/gzip"
 	"encoding/json"
 	"html/template"
+	"iter"
 	"math/rand/v2"
 	"net/http"
 	"slices"
 	"strconv"
 	"strings"
 	"time"
-
-	"github.com/caddyserver/caddy/v2/modules/caddyhttp/encode"
 )
 
 // respond answers a request of a site that is in maintenance.
@@ -25,7 +24,7 @@ func respond(w http.ResponseWriter, r *http.Request, st *state, configured time.
 	switch negotiate(r.Header["Accept"]) {
 	case mediaHTML:
 		contentType, body = "text/html; charset=utf-8", page.html
-		if len(page.gzip) > 0 && acceptsGzip(r) {
+		if len(page.gzip) > 0 && acceptsGzip(r.Header["Accept-Encoding"]) {
 			contentEncoding, body = "gzip", page.gzip
 		}
 	case mediaJSON:
@@ -170,9 +169,6 @@ const (
 	mediaText
 )
 
-// maxRanges bounds the work that a request can ask for.
-const maxRanges = 32
-
 // negotiate picks a representation by the request's Accept header (RFC 9110,
 // section 12.5.1). Only what is named counts: a program that accepts anything
 // beside JSON wants JSON, and an image is not replaced by a page. There is
@@ -180,25 +176,14 @@ const maxRanges = 32
 func negotiate(accept []string) media {
 	quality := [...]float64{mediaHTML: 0, mediaJSON: 0, mediaText: 0}
 	named := false
-	ranges := 0
-	for _, line := range accept {
-		for item := range strings.SplitSeq(line, ",") {
-			name, parameters, _ := strings.Cut(item, ";")
-			name = strings.ToLower(strings.TrimSpace(name))
-			if name == "" {
-				continue
-			}
-			if ranges++; ranges > maxRanges {
-				break
-			}
-			switch name {
-			case "*/*", "text/*", "application/*":
-				continue
-			}
-			named = true
-			if kind, ok := mediaOf(name); ok {
-				quality[kind] = max(quality[kind], weight(parameters))
-			}
+	for name, parameters := range ranges(accept) {
+		switch name {
+		case "*/*", "text/*", "application/*":
+			continue
+		}
+		named = true
+		if kind, ok := mediaOf(name); ok {
+			quality[kind] = max(quality[kind], weight(parameters))
 		}
 	}
 	if !named {
@@ -223,6 +208,40 @@ func mediaOf(name string) (media, bool) {
 	return 0, false
 }
 
+// acceptsGzip reports whether the request's Accept-Encoding header names gzip
+// (RFC 9110, section 12.5.3).
+func acceptsGzip(acceptEncoding []string) bool {
+	for name, parameters := range ranges(acceptEncoding) {
+		if name == "gzip" {
+			return weight(parameters) > 0
+		}
+	}
+	return false
+}
+
+// maxRanges bounds the work that a request can ask for.
+const maxRanges = 32
+
+// ranges goes through the first elements of a header that is a list, all its
+// lines joined, with the parameters of each.
+func ranges(lines []string) iter.Seq2[string, string] {
+	return func(yield func(name, parameters string) bool) {
+		left := maxRanges
+		for _, line := range lines {
+			for element := range strings.SplitSeq(line, ",") {
+				if left--; left < 0 {
+					return
+				}
+				name, parameters, _ := strings.Cut(element, ";")
+				name = strings.ToLower(strings.TrimSpace(name))
+				if name != "" && !yield(name, parameters) {
+					return
+				}
+			}
+		}
+	}
+}
+
 // weight returns the q parameter, 1 if there is none (RFC 9110, section
 // 12.4.2), and 0 if it is not a weight.
 func weight(parameters string) float64 {
@@ -238,8 +257,4 @@ func weight(parameters string) float64 {
 		return 0
 	}
 	return 1
-}
-
-func acceptsGzip(r *http.Request) bool {
-	return slices.Contains(encode.AcceptedEncodings(r, []string{"gzip"}), "gzip")
 }

@@ -172,7 +172,7 @@ func TestPageIsCompressedForWhoAcceptsIt(t *testing.T) {
 	s.put("shop", "")
 	whole := s.get("/").body
 	for accept, want := range map[string]string{
-		"gzip": "gzip", "br, gzip;q=0.5": "gzip", "": "", "gzip;q=0": "", "br": "", "identity": "",
+		"gzip": "gzip", "br, GZIP ;q=0.5": "gzip", "": "", "gzip;q=0": "", "br": "", "identity": "",
 	} {
 		response := s.do(http.MethodGet, "/", http.Header{"Accept-Encoding": {accept}})
 		if got := response.Header.Get("Content-Encoding"); got != want {
@@ -257,6 +257,19 @@ func TestRequestThatExpectsIsAnsweredAtOnce(t *testing.T) {
 	}
 	if _, err := io.ReadAll(response.Body); err != nil {
 		t.Errorf("reading the page: %v", err)
+	}
+}
+
+// G8
+func TestHugeHeadersCostLittle(t *testing.T) {
+	for _, element := range []string{",", "a,", "gzip;q=0,", "text/html;"} {
+		huge := []string{strings.Repeat(element, 100_000)}
+		if allocs := testing.AllocsPerRun(10, func() {
+			negotiate(huge)
+			acceptsGzip(huge)
+		}); allocs > 10 {
+			t.Errorf("%s 100,000 times takes %.0f allocations", element, allocs)
+		}
 	}
 }
 

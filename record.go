@@ -13,8 +13,6 @@ import (
 	"unicode"
 	"unicode/utf8"
 
-	"go.uber.org/zap"
-
 	"github.com/caddyserver/caddy/v2"
 )
 
@@ -163,7 +161,10 @@ func parseUntil(s string) (time.Time, error) {
 		return time.Time{}, fmt.Errorf("%s given, a time in the future is accepted; it is %s now",
 			s, time.Now().UTC().Format(time.RFC3339))
 	}
-	return t.UTC(), nil
+	if t = t.UTC(); t.Year() > 9999 {
+		return time.Time{}, fmt.Errorf("%s given, a time before the year 10000 is accepted", s)
+	}
+	return t, nil
 }
 
 // abridge keeps an error readable whatever was given.
@@ -219,24 +220,12 @@ func parseOptions(base options, body []byte) (options, error) {
 // retryAfter returns the option as a duration, or other where it is not set or
 // a newer version has written what this one cannot read.
 func (o options) retryAfter(other time.Duration) time.Duration {
+	if o.RetryAfter == "" {
+		return other
+	}
 	d, err := caddy.ParseDuration(o.RetryAfter)
 	if err != nil {
 		return other
 	}
 	return d
-}
-
-// fields are the options as they are logged.
-func (o options) fields() []zap.Field {
-	var fields []zap.Field
-	if o.Message != "" {
-		fields = append(fields, zap.String("message", o.Message))
-	}
-	if o.RetryAfter != "" {
-		fields = append(fields, zap.String("retry_after", o.RetryAfter))
-	}
-	if !o.Until.IsZero() {
-		fields = append(fields, zap.Time("until", o.Until))
-	}
-	return fields
 }

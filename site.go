@@ -6,6 +6,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"go.uber.org/zap"
 )
 
 // sites holds every site that a loaded config refers to or that has a request
@@ -344,4 +346,23 @@ func (st *state) options() options {
 		return options{}
 	}
 	return st.record.options
+}
+
+// fields are how the state is logged.
+func (st *state) fields() []zap.Field {
+	var fields []zap.Field
+	if since := st.since(); !since.IsZero() {
+		fields = append(fields, zap.Time("since", since))
+	}
+	o := st.options()
+	if o.Message != "" {
+		fields = append(fields, zap.String("message", o.Message))
+	}
+	if o.RetryAfter != "" {
+		fields = append(fields, zap.String("retry_after", o.RetryAfter))
+	}
+	if !o.Until.IsZero() {
+		fields = append(fields, zap.Time("until", o.Until))
+	}
+	return fields
 }

@@ -1,0 +1,137 @@
+package maintenance
+
+import (
+	"net/http"
+	"net/http/httptest"
+	"testing"
+	"time"
+
+	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+)
+
+// What a request costs without a gate, as the measure for the others.
+func BenchmarkNoGate(b *testing.B) {
+	benchServe(b, benchApp, nil)
+}
+
+func BenchmarkGateOff(b *testing.B) {
+	b.Run("NeverSwitched", func(b *testing.B) { benchServe(b, benchGate(b, nil), nil) })
+	b.Run("SwitchedOff", func(b *testing.B) { benchServe(b, benchGate(b, benchRecord(b, false)), nil) })
+}
+
+func BenchmarkGateOn(b *testing.B) {
+	gate := benchGate(b, benchRecord(b, true))
+	browser := "text/html,application/xhtml+xml,application/xml;q=0.9,image/avif,image/webp,*/*;q=0.8"
+	for _, visitor := range []struct {
+		name   string
+		header http.Header
+	}{
+		{"NoAccept", nil},
+		{"HTML", http.Header{"Accept": {browser}}},
+		{"Gzip", http.Header{"Accept": {browser}, "Accept-Encoding": {"gzip, deflate, br, zstd"}}},
+		{"JSON", http.Header{"Accept": {"application/json"}}},
+		{"Text", http.Header{"Accept": {"text/plain"}}},
+	} {
+		b.Run(visitor.name, func(b *testing.B) { benchServe(b, gate, visitor.header) })
+	}
+}
+
+// What the gate costs a request of a site that is off must stay out of sight
+// of a load test.
+func TestGateThatIsOffAllocatesNextToNothing(t *testing.T) {
+	for name, gate := range map[string]caddyhttp.Handler{
+		"never switched": benchGate(t, nil),
+		"switched off":   benchGate(t, benchRecord(t, false)),
+	} {
+		w, r := new(benchWriter), benchRequest(nil)
+		allocations := testing.AllocsPerRun(1000, func() {
+			if err := gate.ServeHTTP(w, r); err != nil {
+				t.Fatal(err)
+			}
+		})
+		if allocations > 2 {
+			t.Errorf("a site that was %s: %v allocations for a request, want at most 2", name, allocations)
+		}
+		if w.status != http.StatusOK {
+			t.Errorf("a site that was %s: status %d, want the app's answer", name, w.status)
+		}
+	}
+}
+
+// benchServe runs the handler on one core and on all of them.
+func benchServe(b *testing.B, handler caddyhttp.Handler, header http.Header) {
+	b.Run("Serial", func(b *testing.B) {
+		b.ReportAllocs()
+		w, r := new(benchWriter), benchRequest(header)
+		for b.Loop() {
+			w.reset()
+			_ = handler.ServeHTTP(w, r)
+		}
+	})
+	b.Run("Parallel", func(b *testing.B) {
+		b.ReportAllocs()
+		b.RunParallel(func(pb *testing.PB) {
+			w, r := new(benchWriter), benchRequest(header)
+			for pb.Next() {
+				w.reset()
+				_ = handler.ServeHTTP(w, r)
+			}
+		})
+	})
+}
+
+// benchApp stands for the app behind the gate.
+var benchApp = caddyhttp.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) error {
+	w.WriteHeader(http.StatusOK)
+	return nil
+})
+
+// benchGate is a gate in front of benchApp, for a site with that record, or
+// one that was never switched.
+func benchGate(tb testing.TB, r *record) caddyhttp.Handler {
+	tb.Helper()
+	s := newSite("bench")
+	s.learn(r, nil)
+	gate := &Handler{Site: s.name, RetryAfter: caddy.Duration(defaultRetryAfter), site: s}
+	return caddyhttp.HandlerFunc(func(w http.ResponseWriter, r *http.Request) error {
+		return gate.ServeHTTP(w, r, benchApp)
+	})
+}
+
+func benchRecord(tb testing.TB, enabled bool) *record {
+	tb.Helper()
+	r, err := newRecord(1, enabled, time.Now(), options{})
+	if err != nil {
+		tb.Fatal(err)
+	}
+	return r
+}
+
+func benchRequest(header http.Header) *http.Request {
+	r := httptest.NewRequest(http.MethodGet, "http://shop.example/cart", nil)
+	for name, values := range header {
+		r.Header[name] = values
+	}
+	return r
+}
+
+// benchWriter forgets what is written. Its header map is kept from request to
+// request, so that what is measured is the handler's own work.
+type benchWriter struct {
+	header http.Header
+	status int
+}
+
+func (w *benchWriter) reset() { clear(w.header) }
+
+func (w *benchWriter) Header() http.Header {
+	if w.header == nil {
+		w.header = make(http.Header)
+	}
+	return w.header
+}
+
+func (w *benchWriter) WriteHeader(status int) { w.status = status }
+
+func (w *benchWriter) Write(b []byte) (int, error) { return len(b), nil }
