@@ -59,7 +59,8 @@ func (a adminAPI) serve(w http.ResponseWriter, r *http.Request) error {
 	return a.serveSite(w, r, app, m)
 }
 
-// runningApp returns the app of the running config, nil if it has none.
+// runningApp returns the app of the running config, or one without sites if it
+// has none.
 func runningApp() (*App, error) {
 	ctx := caddy.ActiveContext()
 	if ctx.Context == nil {
@@ -70,7 +71,7 @@ func runningApp() (*App, error) {
 	}
 	app, err := ctx.AppIfConfigured("maintenance")
 	if errors.Is(err, caddy.ErrNotConfigured) {
-		return nil, nil
+		return new(App), nil
 	}
 	if err != nil {
 		return nil, err
@@ -80,20 +81,16 @@ func runningApp() (*App, error) {
 
 // find returns the site of that name in the config.
 func (a *App) find(name string) (*member, error) {
-	if a == nil {
-		return nil, notFound("unknown site %s; no site of the running config has a maintenance directive, "+
-			"such as: maintenance shop", abridge(name))
-	}
 	if m, ok := a.members[foldASCII(name)]; ok {
 		return m, nil
+	}
+	if len(a.members) == 0 {
+		return nil, notFound("unknown site %s; no site of the running config has a maintenance directive, "+
+			"such as: maintenance shop", abridge(name))
 	}
 	var known []string
 	for _, m := range a.sorted() {
 		known = append(known, m.name)
-	}
-	const limit = 50
-	if more := len(known) - limit; more > 0 {
-		known = append(known[:limit], fmt.Sprintf("and %d more", more))
 	}
 	return nil, notFound("unknown site %s; the sites of the running config are: %s", abridge(name), strings.Join(known, ", "))
 }
@@ -119,13 +116,11 @@ func (adminAPI) serveAll(w http.ResponseWriter, r *http.Request, app *App) error
 		return methodNotAllowed(w, r, "GET")
 	}
 	list := []siteStatus{}
-	if app != nil {
-		for _, m := range app.sorted() {
-			if err := m.ready(r.Context()); err != nil {
-				return err
-			}
-			list = append(list, app.status(m))
+	for _, m := range app.sorted() {
+		if err := m.ready(r.Context()); err != nil {
+			return err
 		}
+		list = append(list, app.status(m))
 	}
 	return writeJSON(w, list)
 }

@@ -19,7 +19,6 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/caddyserver/caddy/v2"
-	"github.com/caddyserver/caddy/v2/modules/caddyevents"
 )
 
 func init() {
@@ -32,7 +31,7 @@ func init() {
 // other instances are followed.
 type App struct {
 	// How often to look whether another instance has switched a site: one read
-	// from storage each time, however many sites there are. At least `100ms`;
+	// from storage each time, however many sites there are. `100ms` to `1m`;
 	// a negative value turns it off, for a single instance on slow storage.
 	// Default: `2s`.
 	SyncInterval caddy.Duration `json:"sync_interval,omitempty"`
@@ -42,15 +41,13 @@ type App struct {
 	instance string
 	members  map[string]*member
 
-	ctx     context.Context // ends with the config
-	cancel  context.CancelFunc
-	running atomic.Bool // the config has begun to run
+	ctx context.Context // ends with the config
 
 	// reads limits the reads under way, and so what a storage that hangs can
-	// tie up. silent is set once one has waited in vain: the others do not
-	// each wait in their turn.
+	// tie up. gaveUp is set once one has waited in vain: the others do not each
+	// wait in their turn.
 	reads  chan struct{}
-	silent atomic.Bool
+	gaveUp atomic.Bool
 }
 
 // member is a site as this config has it.
@@ -62,7 +59,7 @@ type member struct {
 const (
 	defaultSyncInterval = 2 * time.Second
 	minSyncInterval     = 100 * time.Millisecond
-	fullSyncInterval    = time.Minute
+	maxSyncInterval     = time.Minute // all records are read again as often as that
 
 	// storageTimeout is how long anything waits for the storage.
 	storageTimeout = 10 * time.Second
@@ -89,56 +86,75 @@ func (a *App) Provision(ctx caddy.Context) error {
 	if a.SyncInterval == 0 {
 		a.SyncInterval = caddy.Duration(defaultSyncInterval)
 	}
-	if interval := time.Duration(a.SyncInterval); interval >= 0 && interval < minSyncInterval {
-		return syncIntervalError(interval)
+	if interval := time.Duration(a.SyncInterval); interval >= 0 {
+		if err := checkSyncInterval(interval); err != nil {
+			return err
+		}
 	}
 	a.log = ctx.Logger()
 	a.storage = ctx.Storage()
 	a.members = make(map[string]*member)
 	a.reads = make(chan struct{}, maxReads)
-	a.ctx, a.cancel = context.WithCancel(ctx)
+	a.ctx = ctx
 
 	var err error
 	if a.instance, err = os.Hostname(); err != nil {
 		a.instance = "unknown host"
 	}
-	events, err := ctx.App("events")
-	if err != nil {
-		return err
-	}
-	return events.(*caddyevents.App).On("started", a)
+	return nil
 }
 
-// Start does nothing: the app's work begins with the event "started", when all
-// other apps run too and the config cannot fail any more.
-func (a *App) Start() error { return nil }
+// Start begins the app's work, which waits until the config runs.
+func (a *App) Start() error {
+	go func() {
+		if a.untilRunning() {
+			go a.watchClock()
+			a.follow()
+		}
+	}()
+	return nil
+}
 
-// Stop ends the app's work.
+// untilRunning waits until this is the running config, and tells whether it
+// came to that: a config can still fail when all its apps have started, and
+// after Caddy has emitted "started", and a failed one must leave no trace.
+func (a *App) untilRunning() bool {
+	ticker := time.NewTicker(20 * time.Millisecond)
+	defer ticker.Stop()
+	for {
+		if running, err := runningApp(); err == nil && running == a {
+			return true
+		}
+		select {
+		case <-ticker.C:
+		case <-a.ctx.Done():
+			return false
+		}
+	}
+}
+
+// Stop warns of what the config that takes over does not keep closed. The app's
+// work ends with its context.
 func (a *App) Stop() error {
-	if a.running.Load() {
-		a.warnOfSitesThatAreGone()
+	running, err := runningApp()
+	if err != nil {
+		return nil // Caddy is stopping
 	}
-	return a.Cleanup()
-}
-
-// Cleanup ends the app's work.
-func (a *App) Cleanup() error {
-	if a.cancel != nil {
-		a.cancel()
+	for _, m := range a.sorted() {
+		st := m.current()
+		if _, err := running.find(m.name); err != nil && st.on(m.initiallyOn) {
+			a.log.Warn("site is in maintenance but has gone from the config: nothing keeps its requests out any more",
+				append(st.fields(), zap.String("site", m.name))...)
+		}
 	}
 	return nil
 }
 
-// Handle begins the app's work when the config runs.
-func (a *App) Handle(context.Context, caddy.Event) error {
-	a.running.Store(true)
-	go a.follow()
-	go a.watchClock()
+func checkSyncInterval(d time.Duration) error {
+	if d < minSyncInterval || d > maxSyncInterval {
+		return fmt.Errorf("sync_interval: %s given, %s to %s or off is accepted", d, minSyncInterval, maxSyncInterval)
+	}
 	return nil
-}
-
-func syncIntervalError(d time.Duration) error {
-	return fmt.Errorf("sync_interval: %s given, at least %s or off is accepted", d, minSyncInterval)
 }
 
 // syncInterval is how the interval is called in answers.
@@ -149,21 +165,21 @@ func (a *App) syncInterval() string {
 	return time.Duration(a.SyncInterval).String()
 }
 
-// join adds a handler to its site, which must be released. A site that this
-// process does not know yet begins to be read from storage.
+// join adds a handler to its site, which must be released. The record of a site
+// that this process does not know yet begins to be read.
 func (a *App) join(name string, initiallyOn bool) (*site, error) {
 	m, ok := a.members[name]
 	if ok && m.initiallyOn != initiallyOn {
 		return nil, fmt.Errorf("initial_state: one handler of site %s says on and another off; they must agree", name)
 	}
-	s, tracked := sites.acquire(name)
+	s, toLoad := sites.acquire(name)
 	if !ok {
 		m = &member{site: s, initiallyOn: initiallyOn}
 		a.members[name] = m
 	}
-	if !tracked {
+	if toLoad {
 		a.fetch(m, func(_ *record, err error) {
-			if err != nil && m.current().kind == unknown && a.ctx.Err() == nil {
+			if err != nil && m.current().kind < neverSwitched && a.ctx.Err() == nil {
 				a.log.Error("state of the site cannot be read; its requests are blocked until it can be, or until the site is switched",
 					zap.String("site", name), zap.Error(err))
 			}
@@ -189,11 +205,13 @@ type readResult struct {
 	err   error
 }
 
-// read begins to read a key, as soon as not too many reads are under way. A
-// read that hangs does so on its own; see await.
+// read begins to read a key. It waits for its turn where many reads are under
+// way, so that a config of many sites neither starts as many goroutines nor has
+// the last of them give up before it has begun. A read that hangs does so on
+// its own; see await.
 func (a *App) read(ctx context.Context, key string) <-chan readResult {
 	result := make(chan readResult, 1)
-	if a.silent.Load() {
+	if a.gaveUp.Load() {
 		result <- readResult{err: errStorageSilent}
 		return result
 	}
@@ -229,16 +247,15 @@ func (a *App) fetch(m *member, done func(*record, error)) {
 		defer cancel()
 		raw, err := await(ctx, result)
 		if ctx.Err() != nil {
-			a.silent.Store(true)
+			a.gaveUp.Store(true)
 		}
-		r, err := a.learn(m, raw, err)
-		done(r, err)
+		done(a.takeIn(m, raw, err))
 	}()
 }
 
-// learn takes in what was read for a site, and returns the record, nil if there
-// is none.
-func (a *App) learn(m *member, raw []byte, err error) (*record, error) {
+// takeIn has a site learn what was read for it, and returns the record, nil if
+// there is none.
+func (a *App) takeIn(m *member, raw []byte, err error) (*record, error) {
 	var r *record
 	switch {
 	case err == nil:
@@ -248,6 +265,9 @@ func (a *App) learn(m *member, raw []byte, err error) (*record, error) {
 	}
 	if err != nil {
 		err = fmt.Errorf("reading state of site %s: %w", m.name, err)
+	}
+	if r != nil && r.Version == m.storing.Load() {
+		return r, nil // what a switch here has just stored is not another instance's
 	}
 	if before, after := m.learn(r, err); after != nil {
 		a.logChange(m, before, after, "sync", "")
@@ -260,8 +280,8 @@ func (a *App) learn(m *member, raw []byte, err error) (*record, error) {
 // follow keeps the sites as other instances switch them, until the config
 // ends.
 func (a *App) follow() {
-	var progress progress
-	a.sync(&progress)
+	f := follower{App: a}
+	f.sync()
 	a.warnOfSitesThatAreOn()
 	interval := time.Duration(a.SyncInterval)
 	if interval < 0 {
@@ -273,7 +293,7 @@ func (a *App) follow() {
 		timer := time.NewTimer(interval - jitter)
 		select {
 		case <-timer.C:
-			a.sync(&progress)
+			f.sync()
 		case <-a.ctx.Done():
 			timer.Stop()
 			return
@@ -281,56 +301,68 @@ func (a *App) follow() {
 	}
 }
 
-// progress is how far an instance has followed the others.
-type progress struct {
+// follower is how far an instance has followed the others.
+type follower struct {
+	*App
 	marker  string    // the value of switchKey whose switches are known
 	reread  time.Time // when all records were last read
 	failing bool      // the storage could not be read last time
 }
 
 // sync reads all records again if another instance has switched a site or a
-// minute has gone by, else one value.
-func (a *App) sync(p *progress) {
-	a.silent.Store(false)
-	due := p.reread.IsZero() || a.anyUnknown()
-	marker := []byte(p.marker)
-	var err error
-	if a.SyncInterval > 0 {
-		ctx, cancel := a.patience()
-		marker, err = await(ctx, a.read(ctx, switchKey))
-		cancel()
-		if errors.Is(err, fs.ErrNotExist) {
-			err = nil // nothing was ever switched
-		}
-		due = due || string(marker) != p.marker || time.Since(p.reread) >= fullSyncInterval
+// minute has gone by, else one value and what could not be read before.
+func (f *follower) sync() {
+	f.gaveUp.Store(false)
+	began := time.Now()
+	marker, err := f.readMarker()
+	due := f.reread.IsZero()
+	if f.SyncInterval > 0 {
+		due = due || marker != f.marker || began.Sub(f.reread) >= maxSyncInterval
 	}
-	if due && err == nil {
-		began := time.Now()
-		if err = a.reread(); err == nil {
-			p.reread, p.marker = began, string(marker)
+	switch {
+	case err != nil:
+	case due:
+		if err = f.rereadEach(f.sorted()); err == nil {
+			f.reread, f.marker = began, marker
 		}
+	default:
+		err = f.rereadEach(f.unread())
 	}
-	if a.ctx.Err() != nil {
+	if f.ctx.Err() != nil {
 		return
 	}
 	switch {
-	case err != nil && !p.failing:
-		a.log.Warn("storage cannot be read; sites stay as they are and other instances are not followed", zap.Error(err))
-	case err == nil && p.failing:
-		a.log.Info("storage can be read again; other instances are followed")
+	case err != nil && !f.failing:
+		f.log.Warn("storage cannot be read; sites stay as they are and other instances are not followed", zap.Error(err))
+	case err == nil && f.failing:
+		f.log.Info("storage can be read again; other instances are followed")
 	}
-	p.failing = err != nil
+	f.failing = err != nil
 }
 
-// reread reads the records of all sites, and writes those again that the
+// readMarker reads what changes with each switch, unless sync is off.
+func (a *App) readMarker() (string, error) {
+	if a.SyncInterval < 0 {
+		return "", nil
+	}
+	ctx, cancel := a.patience()
+	defer cancel()
+	marker, err := await(ctx, a.read(ctx, switchKey))
+	if errors.Is(err, fs.ErrNotExist) {
+		err = nil // nothing was ever switched
+	}
+	return string(marker), err
+}
+
+// rereadEach reads the records of sites, and writes those again that the
 // storage has lost or holds in an older version.
-func (a *App) reread() error {
+func (a *App) rereadEach(members []*member) error {
 	var (
 		wg     sync.WaitGroup
 		mu     sync.Mutex
 		failed error
 	)
-	for _, m := range a.members {
+	for _, m := range members {
 		wg.Add(1)
 		a.fetch(m, func(r *record, err error) {
 			defer wg.Done()
@@ -348,6 +380,17 @@ func (a *App) reread() error {
 	return failed
 }
 
+// unread returns the sites whose records could not be read.
+func (a *App) unread() []*member {
+	var list []*member
+	for _, m := range a.members {
+		if m.current().kind < neverSwitched {
+			list = append(list, m)
+		}
+	}
+	return list
+}
+
 // restore stores the state in memory again. It leaves that to a switch if one
 // is under way.
 func (a *App) restore(m *member) {
@@ -361,12 +404,12 @@ func (a *App) restore(m *member) {
 		ctx, cancel := a.patience()
 		defer cancel()
 		raw, err := a.storage.Load(ctx, recordKey(m.name))
-		r, err := a.learn(m, raw, err)
+		r, err := a.takeIn(m, raw, err)
 		st := m.current()
-		if err != nil && !errors.Is(err, errCorrupt) || !st.newerThan(r) || a.ctx.Err() != nil {
+		if err != nil && !errors.Is(err, errCorrupt) || !st.newerThan(r) || ctx.Err() != nil {
 			return
 		}
-		if err := a.storage.Store(ctx, recordKey(m.name), st.record.raw); err != nil {
+		if err := a.store(ctx, m, st.record); err != nil {
 			a.log.Warn("state of the site is missing from storage and cannot be written again", zap.String("site", m.name), zap.Error(err))
 			return
 		}
@@ -374,13 +417,12 @@ func (a *App) restore(m *member) {
 	}()
 }
 
-func (a *App) anyUnknown() bool {
-	for _, m := range a.members {
-		if m.current().kind < neverSwitched {
-			return true
-		}
+// store stores a record, and then what tells other instances to look for it.
+func (a *App) store(ctx context.Context, m *member, r *record) error {
+	if err := a.storage.Store(ctx, recordKey(m.name), r.raw); err != nil {
+		return err
 	}
-	return false
+	return a.storage.Store(ctx, switchKey, []byte(rand.Text()))
 }
 
 // patience is how long to wait for the storage, or until the config ends.
@@ -414,9 +456,13 @@ func (a *App) switchSite(m *member, client string, decide func(*state) (*change,
 		}
 	}
 
+	sites.retain(m.site) // a reload may drop it meanwhile, and another bring it back
 	done := make(chan error, 1)
 	go func() {
-		defer func() { <-m.switching }()
+		defer func() {
+			<-m.switching
+			sites.release(m.site)
+		}()
 		done <- a.carryOut(m, client, decide)
 	}()
 	timer.Reset(storageTimeout)
@@ -433,7 +479,7 @@ func (a *App) carryOut(m *member, client string, decide func(*state) (*change, e
 	defer cancel()
 
 	raw, err := a.storage.Load(ctx, recordKey(m.name))
-	stored, err := a.learn(m, raw, err)
+	_, err = a.takeIn(m, raw, err)
 	if err == nil && ctx.Err() != nil {
 		err = context.Cause(ctx) // too late: the client has been told that it failed
 	}
@@ -441,28 +487,26 @@ func (a *App) carryOut(m *member, client string, decide func(*state) (*change, e
 		return fmt.Errorf("%w; nothing has changed, repeat it when the storage answers", err)
 	}
 
-	now := m.current()
-	c, err := decide(now)
+	st := m.current()
+	c, err := decide(st)
 	if err != nil || c == nil {
 		return err
 	}
-	m.highest = max(m.highest+1, time.Now().UnixMicro(), now.version()+1)
-	if stored != nil {
-		m.highest = max(m.highest, stored.Version+1)
-	}
+	m.highest = max(time.Now().UnixMicro(), st.version()+1, m.highest+1)
 	next, err := newRecord(m.highest, c.enabled, c.since, c.options)
 	if err != nil {
 		return storeError(m, err)
 	}
-	if err := a.storage.Store(ctx, recordKey(m.name), next.raw); err != nil {
+	m.storing.Store(next.Version)
+	defer m.storing.Store(0)
+	if err := a.store(ctx, m, next); err != nil {
 		return storeError(m, err)
 	}
-	if err := a.storage.Store(ctx, switchKey, []byte(rand.Text())); err != nil {
-		return storeError(m, err)
+	before, after := m.learn(next, nil)
+	if after == nil {
+		return storeError(m, errors.New("another instance has switched it at the same time"))
 	}
-	if before, after := m.offer(next); after != nil {
-		a.logChange(m, before, after, "api", client)
-	}
+	a.logChange(m, before, after, "api", client)
 	return nil
 }
 
@@ -499,10 +543,10 @@ func (a *App) logChange(m *member, before, after *state, source, client string) 
 	if before.kind == loading {
 		return
 	}
-	wasOn, isOn := before.on(m.initiallyOn), after.on(m.initiallyOn)
+	wasOn, isOn := before.blocks(m.initiallyOn), after.blocks(m.initiallyOn)
 	var message string
 	switch {
-	case before.kind == unknown && source == "sync":
+	case before.kind < neverSwitched && source == "sync":
 		message = "state of the site is known again"
 	case isOn && wasOn:
 		message = "maintenance options changed"
@@ -528,18 +572,17 @@ func (a *App) logChange(m *member, before, after *state, source, client string) 
 }
 
 // logDrained says when the last request that was in flight has ended, unless
-// the site is opened before.
+// the site is opened before. The config may have been replaced by then, and its
+// log closed.
 func (a *App) logDrained(m *member, st *state) {
 	start := time.Now()
-	for drained := m.drained(); st.on(m.initiallyOn); st = m.current() {
+	for drained := m.drained(); st.blocks(m.initiallyOn); st = m.current() {
 		select {
 		case <-drained:
-			a.log.Info("drained: nothing is in flight on this instance any more",
+			caddy.Log().Named("maintenance").Info("drained: nothing is in flight on this instance any more",
 				zap.String("site", m.name), zap.Duration("after", time.Since(start)))
 			return
 		case <-st.replaced:
-		case <-a.ctx.Done():
-			return
 		}
 	}
 }
@@ -554,25 +597,8 @@ func (a *App) warnOfSitesThatAreOn() {
 	}
 }
 
-// warnOfSitesThatAreGone is for a config that another has replaced.
-func (a *App) warnOfSitesThatAreGone() {
-	running, err := runningApp()
-	if err != nil {
-		return // Caddy is stopping
-	}
-	for _, m := range a.sorted() {
-		st := m.current()
-		if _, err := running.find(m.name); err != nil && st.on(m.initiallyOn) {
-			a.log.Warn("site is in maintenance but has gone from the config: nothing keeps its requests out any more",
-				append(st.fields(), zap.String("site", m.name))...)
-		}
-	}
-}
-
 // Interface guards
 var (
-	_ caddy.App           = (*App)(nil)
-	_ caddy.Provisioner   = (*App)(nil)
-	_ caddy.CleanerUpper  = (*App)(nil)
-	_ caddyevents.Handler = (*App)(nil)
+	_ caddy.App         = (*App)(nil)
+	_ caddy.Provisioner = (*App)(nil)
 )

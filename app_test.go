@@ -272,7 +272,7 @@ func TestSwitchOfAnotherInstanceIsFollowed(t *testing.T) {
 // G4
 func TestSwitchReadsWhatAnotherInstanceHasSwitched(t *testing.T) {
 	s := prepare(t)
-	s.options = "maintenance {\nsync_interval 1h\n}"
+	s.options = "maintenance {\nsync_interval 1m\n}"
 	s.reload(`maintenance shop`)
 	s.wantStatus("/", 200)
 	s.storage.set(shopKey, `{"version": 9000000000000000, "enabled": true, "since": "2026-01-31T02:00:00Z", "message": "Hello.", "retry_after": "7s"}`)
@@ -323,6 +323,56 @@ func TestFollowingCostsOneReadPerInterval(t *testing.T) {
 			}
 		}
 		mu.Unlock()
+	}
+}
+
+func TestOnlyWhatCouldNotBeReadIsPolled(t *testing.T) {
+	s := prepare(t)
+	s.options = "maintenance {\nsync_interval 100ms\n}"
+	s.storage.set(shopKey, "corrupt")
+	s.reload(`
+		maintenance shop
+		maintenance wiki`)
+	s.polled()
+	var wiki, shop atomic.Int64
+	s.storage.setFault(func(_ context.Context, _, key string) error {
+		switch key {
+		case shopKey:
+			shop.Add(1)
+		case recordKey("wiki"):
+			wiki.Add(1)
+		}
+		return nil
+	})
+	eventually(t, func() error {
+		if n := shop.Load(); n < 5 {
+			return fmt.Errorf("shop was read %d times", n)
+		}
+		return nil
+	})
+	if n := wiki.Load(); n > 0 {
+		t.Errorf("wiki was read %d times", n)
+	}
+}
+
+// G4: both have read the storage before either has stored, so that the older
+// record is stored last.
+func TestSwitchThatIsOvertakenIsStoredAgain(t *testing.T) {
+	s := prepare(t)
+	s.options = "maintenance {\nsync_interval 100ms\n}"
+	s.reload(`maintenance shop`)
+	s.put("shop", "")
+	record, marker := s.storage.get(shopKey), s.storage.get(switchKey)
+	s.storage.set(shopKey, fmt.Sprintf(`{"version": %d, "enabled": false}`, time.Now().Add(-time.Second).UnixMicro()))
+	s.storage.set(switchKey, "another")
+	eventually(t, func() error {
+		if s.storage.get(shopKey) != record || s.storage.get(switchKey) == "another" {
+			return fmt.Errorf("storage has %s, and the marker %s", s.storage.get(shopKey), s.storage.get(switchKey))
+		}
+		return nil
+	})
+	if s.storage.get(switchKey) == marker {
+		t.Error("the other instance is not told")
 	}
 }
 
@@ -488,8 +538,8 @@ func TestRequestInFlightIsCountedThoughItsConfigHasGone(t *testing.T) {
 	}
 }
 
-// A site that was not in the config while another instance switched it is not
-// opened because this one remembers it as off.
+// A site that was not in the config while another instance switched it does not
+// serve a single request because this one remembers it as off.
 func TestSiteThatReturnsWhileInFlightIsReadAgain(t *testing.T) {
 	address := upstream(t)
 	directives := `
@@ -498,13 +548,86 @@ func TestSiteThatReturnsWhileInFlightIsReadAgain(t *testing.T) {
 			reverse_proxy ` + address + `
 		}`
 	s := start(t, directives)
+	s.delete("shop")
 	release, finished := s.slowRequest()
 	s.reload(``)
 	s.storage.set(shopKey, fmt.Sprintf(`{"version": %d, "enabled": true}`, time.Now().UnixMicro()))
+	hang, answer := hangOn("load", shopKey)
+	s.storage.setFault(hang)
 	s.reload(directives)
-	eventually(t, func() error { return s.is("shop", "on") })
+	status := make(chan int)
+	go func() { status <- s.get("/").StatusCode }()
+	answer()
+	if got := <-status; got != 503 {
+		t.Errorf("the first request got %d, want 503", got)
+	}
 	release()
 	<-finished
+}
+
+// G3, G5
+func TestSiteThatReturnsWhileInFlightStaysAsItWasIfItCannotBeRead(t *testing.T) {
+	address := upstream(t)
+	directives := `
+		maintenance shop
+		handle /slow {
+			reverse_proxy ` + address + `
+		}`
+	s := start(t, directives)
+	release, finished := s.slowRequest()
+	s.put("shop", "")
+	s.reload(``)
+	s.storage.setFault(failOn("load", shopKey))
+	s.reload(directives)
+	s.wantStatus("/", 503)
+	if got := s.status("shop"); got["state"] != "on" || got["in_flight"] != 1.0 {
+		t.Errorf("the site is %v, want on with one request in flight", got)
+	}
+	release()
+	<-finished
+}
+
+// G3: a config can still fail when all its apps have started.
+func TestStateSurvivesReloadThatFailsLate(t *testing.T) {
+	s := start(t, `maintenance shop`)
+	s.put("shop", "")
+	other := newTestStorage(t) // takes the place of the first one
+	other.set(shopKey, `{"version": 9000000000000000, "enabled": false}`)
+	config, _, err := caddyconfig.GetAdapter("caddyfile").Adapt([]byte(s.caddyfile(`maintenance shop`)), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	broken := strings.Replace(string(config), `"admin":{`,
+		`"admin":{"identity":{"identifiers":["localhost"],"issuers":[{"module":"internal"}]},"remote":{"access_control":[{"public_keys":["broken"]}]},`, 1)
+	for range 20 {
+		if err := caddy.Load([]byte(broken), true); err == nil || !strings.Contains(err.Error(), "remote admin") {
+			t.Fatalf("got %v, want an error of the remote admin endpoint", err)
+		}
+		s.wantStatus("/", 503)
+	}
+	if n := other.stores.Load(); strings.Contains(other.get(shopKey), "true") {
+		t.Errorf("the failed config has stored %d values, among them %s", n, other.get(shopKey))
+	}
+}
+
+// G5
+func TestErrorRoutesAreInFlightToo(t *testing.T) {
+	s := prepare(t)
+	s.after = `handle_errors {
+		reverse_proxy ` + upstream(t) + `
+	}`
+	s.reload(`
+		maintenance shop
+		error /slow 502`)
+	release, finished := s.slowRequest()
+	if got := s.put("shop", "")["in_flight"]; got != 1.0 {
+		t.Errorf("in_flight is %v while the error is handled, want 1", got)
+	}
+	release()
+	<-finished
+	if got := s.status("shop?wait=10s")["in_flight"]; got != 0.0 {
+		t.Errorf("in_flight is %v, want 0", got)
+	}
 }
 
 // G10
@@ -625,7 +748,7 @@ func TestEndLatches(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	shop.offer(r)
+	shop.learn(r, nil)
 	eventually(t, func() error {
 		if shop.current().blocks(false) {
 			return errors.New("still on")
@@ -638,7 +761,7 @@ func TestEndLatches(t *testing.T) {
 	if shop.current().blocks(false) {
 		t.Error("the maintenance has begun again")
 	}
-	if before, _ := shop.offer(r); before != nil {
+	if before, _ := shop.learn(r, nil); before != nil {
 		t.Error("reading the same record again has changed the state")
 	}
 }
@@ -654,6 +777,52 @@ func TestChangesAreLogged(t *testing.T) {
 	s.logged(`"maintenance options changed"`, `"site":"shop"`)
 	s.delete("shop")
 	s.logged(`"maintenance disabled"`, `"site":"shop"`, `"source":"api"`)
+}
+
+func TestOpeningAnUnknownSiteIsLogged(t *testing.T) {
+	s := prepare(t)
+	s.storage.set(shopKey, "corrupt")
+	s.reload(`maintenance shop`)
+	s.delete("shop")
+	s.logged(`"maintenance disabled"`, `"site":"shop"`, `"source":"api"`, `"client":"127.0.0.1`)
+}
+
+// A sync that finds the record of a switch before that is answered leaves it
+// to the switch.
+func TestSwitchIsNotTakenForAnotherInstances(t *testing.T) {
+	s := prepare(t)
+	s.options = "maintenance {\nsync_interval 100ms\n}"
+	s.reload(`maintenance shop`)
+	hang, answer := hangOn("store", switchKey)
+	var reads atomic.Int64
+	s.storage.setFault(func(ctx context.Context, op, key string) error {
+		if op == "load" && key == shopKey {
+			reads.Add(1)
+		}
+		return hang(ctx, op, key)
+	})
+	done := make(chan map[string]any)
+	go func() { done <- s.put("shop", "") }()
+	eventually(t, func() error {
+		if s.storage.get(shopKey) == "" {
+			return errors.New("nothing is stored")
+		}
+		return nil
+	})
+	before := reads.Load()
+	s.storage.set(switchKey, "of another switch")
+	eventually(t, func() error {
+		if reads.Load() == before {
+			return errors.New("the record was not read")
+		}
+		return nil
+	})
+	s.wantStatus("/", 200)
+	answer()
+	if got := (<-done)["state"]; got != "on" {
+		t.Errorf("state is %v, want on", got)
+	}
+	s.logged(`"maintenance enabled"`, `"source":"api"`)
 }
 
 // Everything at once

@@ -152,8 +152,8 @@ func parseGlobalOption(d *caddyfile.Dispenser, existing any) (any, error) {
 		if err != nil {
 			return nil, err
 		}
-		if interval < minSyncInterval {
-			return nil, d.WrapErr(syncIntervalError(interval))
+		if err := checkSyncInterval(interval); err != nil {
+			return nil, d.WrapErr(err)
 		}
 		app.SyncInterval = caddy.Duration(interval)
 	}

@@ -170,10 +170,13 @@ func TestWrongGlobalOptionIsRefused(t *testing.T) {
 		}`, `sync_interval: "often" given, a duration is accepted, such as "90s", "5m" or "1d", at Caddyfile:3`},
 		{`maintenance {
 			sync_interval 99ms
-		}`, `sync_interval: 99ms given, at least 100ms or off is accepted, at Caddyfile:3`},
+		}`, `sync_interval: 99ms given, 100ms to 1m0s or off is accepted, at Caddyfile:3`},
+		{`maintenance {
+			sync_interval 2m
+		}`, `sync_interval: 2m0s given, 100ms to 1m0s or off is accepted, at Caddyfile:3`},
 		{`maintenance {
 			sync_interval -1s
-		}`, `sync_interval: -1s given, at least 100ms or off is accepted, at Caddyfile:3`},
+		}`, `sync_interval: -1s given, 100ms to 1m0s or off is accepted, at Caddyfile:3`},
 		{`maintenance {
 			sync_interval 1s
 			sync_interval 1s
@@ -212,7 +215,7 @@ func TestWrongJSONConfigIsRefusedAndChangesNothing(t *testing.T) {
 			`{"handler": "maintenance", "site": "shop"}, {"handler": "maintenance", "site": "SHOP", "initial_state": "on"}`, `{}`,
 			`initial_state: one handler of site shop says on and another off; they must agree`,
 		},
-		{`{"handler": "maintenance", "site": "shop"}`, `{"sync_interval": "10ms"}`, `sync_interval: 10ms given, at least 100ms or off is accepted`},
+		{`{"handler": "maintenance", "site": "shop"}`, `{"sync_interval": "10ms"}`, `sync_interval: 10ms given, 100ms to 1m0s or off is accepted`},
 		{`{"handler": "maintenance", "site": "shop"}`, `{"colour": "red"}`, `unknown field "colour"`},
 	} {
 		config := `{"admin": {"listen": "` + strings.TrimPrefix(s.admin, "http://") + `", "config": {"persist": false}},

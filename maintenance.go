@@ -10,6 +10,7 @@
 package maintenance
 
 import (
+	"context"
 	"fmt"
 	"net/http"
 	"regexp"
@@ -116,8 +117,7 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 	}
 	state, admitted := h.site.admit(h.initiallyOn)
 	if admitted {
-		defer h.site.leave()
-		return next.ServeHTTP(w, r)
+		return h.serveAdmitted(w, r, next)
 	}
 	if len(h.bypass) > 0 {
 		bypassed, err := h.bypass.AnyMatchWithError(r)
@@ -130,6 +130,20 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 	}
 	respond(w, r, state, time.Duration(h.RetryAfter))
 	return nil
+}
+
+// serveAdmitted counts a request until it ends, in whichever way. One that ends
+// in an error goes on to the site's error routes, which may proxy it again, and
+// ends when the server cancels its context.
+func (h *Handler) serveAdmitted(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler) (err error) {
+	defer func() {
+		if err != nil {
+			context.AfterFunc(r.Context(), h.site.leave)
+		} else {
+			h.site.leave()
+		}
+	}()
+	return next.ServeHTTP(w, r)
 }
 
 const (

@@ -213,6 +213,7 @@ type server struct {
 	log     string // path of its log
 	storage *testStorage
 	options string // global options of the next load
+	after   string // directives that follow the app
 }
 
 // start runs a Caddy with one site that has the directives given and an app
@@ -256,8 +257,9 @@ func (s *server) caddyfile(directives string) string {
 %s {
 	%s
 	respond "app"
+	%s
 }
-`, strings.TrimPrefix(s.admin, "http://"), s.t.Name(), s.log, s.options, s.url, directives)
+`, strings.TrimPrefix(s.admin, "http://"), s.t.Name(), s.log, s.options, s.url, directives, s.after)
 }
 
 // reload loads a config as a reload in a running Caddy does.

@@ -17,20 +17,19 @@ import (
 // respond answers a request of a site that is in maintenance.
 func respond(w http.ResponseWriter, r *http.Request, st *state, configured time.Duration) {
 	retryAfter := retryAfterSeconds(st.options(), configured)
-	page := st.page()
 
 	var contentType, contentEncoding string
 	var body []byte
 	switch negotiate(r.Header["Accept"]) {
 	case mediaHTML:
-		contentType, body = "text/html; charset=utf-8", page.html
-		if len(page.gzip) > 0 && acceptsGzip(r.Header["Accept-Encoding"]) {
-			contentEncoding, body = "gzip", page.gzip
+		contentType, body = "text/html; charset=utf-8", st.page.html
+		if len(st.page.gzip) > 0 && acceptsGzip(r.Header["Accept-Encoding"]) {
+			contentEncoding, body = "gzip", st.page.gzip
 		}
 	case mediaJSON:
 		contentType, body = "application/problem+json", problem(st.options(), retryAfter)
 	default:
-		contentType, body = "text/plain; charset=utf-8", page.text
+		contentType, body = "text/plain; charset=utf-8", st.page.text
 	}
 
 	header := w.Header()
@@ -106,6 +105,9 @@ var pageTemplate = template.Must(template.New("page").Parse(`<!DOCTYPE html>
 </body>
 </html>
 `))
+
+// stockPage is the page of a maintenance without options.
+var stockPage = renderPage(options{})
 
 func renderPage(o options) *page {
 	data := struct{ Sentence, Until, DateTime string }{Sentence: o.Message}

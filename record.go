@@ -5,7 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
+	"maps"
 	"net/url"
 	"slices"
 	"strings"
@@ -90,13 +90,10 @@ const maxMessage = 1000
 func (o *options) set(name string, value json.RawMessage) error {
 	var text *string
 	if err := json.Unmarshal(value, &text); err != nil {
-		return fmt.Errorf("%s: %s given, a string is accepted%s", name, abridge(string(value)), suggestDuration(name, value))
+		return fmt.Errorf("%s given, a string is accepted%s", abridge(string(value)), suggestDuration(name, value))
 	}
 	if text != nil {
-		if err := o.setText(name, *text); err != nil {
-			return fmt.Errorf("%s: %w", name, err)
-		}
-		return nil
+		return o.setText(name, *text)
 	}
 	switch name {
 	case "message":
@@ -182,37 +179,17 @@ func parseOptions(base options, body []byte) (options, error) {
 	if !utf8.Valid(body) {
 		return options{}, errors.New("the body is not valid UTF-8")
 	}
-	decoder := json.NewDecoder(bytes.NewReader(body))
-	if token, err := decoder.Token(); err != nil || token != json.Delim('{') {
-		return options{}, errors.New(`the body is not a JSON object, such as {"message": "Back at three."}`)
+	var given map[string]json.RawMessage
+	if err := json.Unmarshal(body, &given); err != nil || given == nil {
+		return options{}, errors.New(`the body is not one JSON object, such as {"message": "Back at three."}`)
 	}
-	given := make(map[string]bool)
-	for decoder.More() {
-		token, err := decoder.Token()
-		if err != nil {
-			return options{}, fmt.Errorf("the body is not valid JSON: %w", err)
-		}
-		name := token.(string)
-		if given[name] {
-			return options{}, fmt.Errorf("%s is given twice", abridge(name))
-		}
-		given[name] = true
+	for _, name := range slices.Sorted(maps.Keys(given)) {
 		if !slices.Contains(optionNames, name) {
 			return options{}, fmt.Errorf("unknown option %s; the options are %s", abridge(name), strings.Join(optionNames, ", "))
 		}
-		var value json.RawMessage
-		if err := decoder.Decode(&value); err != nil {
-			return options{}, fmt.Errorf("the body is not valid JSON: %w", err)
+		if err := base.set(name, given[name]); err != nil {
+			return options{}, fmt.Errorf("%s: %w", name, err)
 		}
-		if err := base.set(name, value); err != nil {
-			return options{}, err
-		}
-	}
-	if _, err := decoder.Token(); err != nil {
-		return options{}, fmt.Errorf("the body is not valid JSON: %w", err)
-	}
-	if _, err := decoder.Token(); !errors.Is(err, io.EOF) {
-		return options{}, errors.New("the body goes on after the JSON object")
 	}
 	return base, nil
 }

@@ -19,9 +19,10 @@ type sitePool struct {
 	byName map[string]*site
 }
 
-// acquire returns the site of that name, which the caller must release.
-// Tracked tells whether a handler had kept it up to date until now.
-func (p *sitePool) acquire(name string) (s *site, tracked bool) {
+// acquire returns the site of that name, which the caller must release. One
+// that no config has referred to until now is loading: its record has to be
+// read, and the caller is told to.
+func (p *sitePool) acquire(name string) (s *site, toLoad bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	s, ok := p.byName[name]
@@ -29,10 +30,20 @@ func (p *sitePool) acquire(name string) (s *site, tracked bool) {
 		s = newSite(name)
 		p.byName[name] = s
 	}
-	tracked = s.refs > 0
+	if s.refs == 0 {
+		s.reload()
+		toLoad = true
+	}
 	s.refs++
 	s.orphaned.Store(false)
-	return s, tracked
+	return s, toLoad
+}
+
+// retain keeps a site from being forgotten until it is released.
+func (p *sitePool) retain(s *site) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	s.refs++
 }
 
 func (p *sitePool) release(s *site) {
@@ -70,18 +81,35 @@ type site struct {
 	idle     atomic.Pointer[chan struct{}] // closed when inFlight reaches 0; nil while nobody waits
 
 	orphaned atomic.Bool // no handler is left
-	refs     int         // handlers; guarded by the pool
+	refs     int         // handlers and switches under way; guarded by the pool
 
 	// switching holds a token while a switch of the site is under way. highest,
-	// guarded by it, is the highest version ever stored or seen in storage.
+	// guarded by it, is the highest version that it has tried to store, which
+	// may still come to be stored after a failure.
 	switching chan struct{}
 	highest   int64
+
+	// storing is the version that a switch is about to store and to learn, 0 if
+	// none is.
+	storing atomic.Int64
 }
 
 func newSite(name string) *site {
 	s := &site{name: name, switching: make(chan struct{}, 1)}
 	s.state.Store(newState(loading))
 	return s
+}
+
+// reload has requests wait until the record has been read again.
+func (s *site) reload() {
+	for {
+		st := s.state.Load()
+		next := newState(loading)
+		next.record = st.record
+		if s.replace(st, next) {
+			return
+		}
+	}
 }
 
 // ready waits until the site's state has been read from storage, which it has
@@ -176,35 +204,14 @@ func (s *site) replace(old, next *state) bool {
 	return true
 }
 
-// offer makes a record the site's state if it is newer than what is known. It
-// returns the states before and after, or nil if nothing has changed.
-func (s *site) offer(r *record) (before, after *state) {
-	for {
-		st := s.state.Load()
-		if st.record != nil && !r.newerThan(st.record) {
-			return nil, nil
-		}
-		if next := newRecordedState(r); s.replace(st, next) {
-			return st, next
-		}
-	}
-}
-
-// learn takes in what storage holds for the site: a record, none, or an error
-// where it could not be read. It returns the states before and after, or nil
-// if nothing has changed.
+// learn takes in what there is in storage: a record, none, or an error where it
+// could not be read. It returns the states before and after, or nil if that
+// was no news.
 func (s *site) learn(r *record, err error) (before, after *state) {
-	if r != nil {
-		return s.offer(r)
-	}
-	next := newState(neverSwitched)
-	if err != nil {
-		next = newState(unknown)
-		next.cause = err
-	}
 	for {
 		st := s.state.Load()
-		if !st.givesWayTo(next) {
+		next := st.after(r, err)
+		if next == nil {
 			return nil, nil
 		}
 		if s.replace(st, next) {
@@ -213,62 +220,68 @@ func (s *site) learn(r *record, err error) (before, after *state) {
 	}
 }
 
-// A state is what is known of a site at one moment. It is never changed, only
-// replaced as a whole.
+// A state is what is known of a site at one moment. It is replaced as a whole,
+// and never changes what it says.
 type state struct {
 	kind     stateKind
-	cause    error         // of unknown
-	record   *record       // of recorded, as stored
+	record   *record       // as stored, of recorded; of loading, the last one known
 	ended    bool          // the record's until has passed; it does not begin again if the clock is set back
 	reported atomic.Bool   // that it ended has been logged
 	replaced chan struct{} // closed when another state takes its place
-	page     func() *page  // what visitors get while the site is in maintenance
+	page     *page         // what visitors get while the site is in maintenance
 }
 
 type stateKind int
 
 // In the order of what is known: from neverSwitched on, the state is.
 const (
-	loading       stateKind = iota // being read from storage for the first time
-	unknown                        // could not be read from storage
+	loading       stateKind = iota // being read from storage
+	unknown                        // could not be read
+	corrupt                        // there is a record that nothing can be learned from
 	neverSwitched                  // there is no record
 	recorded                       // what the record says
 )
 
 func newState(kind stateKind) *state {
-	return &state{
-		kind:     kind,
-		replaced: make(chan struct{}),
-		page:     sync.OnceValue(func() *page { return renderPage(options{}) }),
-	}
+	return &state{kind: kind, replaced: make(chan struct{}), page: stockPage}
 }
 
 func newRecordedState(r *record) *state {
 	st := newState(recorded)
 	st.record = r
-	st.page = sync.OnceValue(func() *page { return renderPage(r.options) })
 	if st.overdue() {
 		st.ended = true
 		st.reported.Store(true)
 	}
 	if r.Enabled && !st.ended {
-		st.page()
+		st.page = renderPage(r.options)
 	}
 	return st
 }
 
-// givesWayTo reports whether next, which is not a record, tells more than st
-// does. A corrupt record that has gone is no news: whoever removed it has not
-// said that the site may open.
-func (st *state) givesWayTo(next *state) bool {
-	switch st.kind {
-	case loading:
-		return true
-	case unknown:
-		return !errors.Is(st.cause, errCorrupt) && (next.kind == neverSwitched || errors.Is(next.cause, errCorrupt))
+// after returns what is known of the site after reading its record, or nil if
+// that tells no more than st does. Where there was a corrupt record, its absence
+// tells nothing: whoever removed it has not said that the site may open.
+func (st *state) after(r *record, err error) *state {
+	var kind stateKind
+	switch {
+	case r != nil && (st.record == nil || r.newerThan(st.record)):
+		return newRecordedState(r)
+	case st.kind == loading && st.record != nil:
+		return newRecordedState(st.record)
+	case r != nil:
+		return nil
+	case errors.Is(err, errCorrupt):
+		kind = corrupt
+	case err != nil:
+		kind = unknown
 	default:
-		return false
+		kind = neverSwitched
 	}
+	if st.kind >= corrupt || kind <= st.kind {
+		return nil
+	}
+	return newState(kind)
 }
 
 // newerThan reports whether the state is of a newer record than r, which may
@@ -331,7 +344,7 @@ func (st *state) word(initiallyOn bool) string {
 // unknown.
 func (st *state) since() time.Time {
 	switch {
-	case st.record == nil:
+	case st.kind != recorded:
 		return time.Time{}
 	case st.ended:
 		return st.record.Until
@@ -342,7 +355,7 @@ func (st *state) since() time.Time {
 
 // options are those of the maintenance that is on.
 func (st *state) options() options {
-	if st.record == nil || !st.record.Enabled || st.ended {
+	if st.kind != recorded || !st.record.Enabled || st.ended {
 		return options{}
 	}
 	return st.record.options
