@@ -477,37 +477,49 @@ func (a *App) switchSite(m *member, client string, decide func(*state) (*change,
 func (a *App) carryOut(m *member, client string, decide func(*state) (*change, error)) error {
 	ctx, cancel := context.WithTimeoutCause(context.Background(), storageTimeout, errStorageSilent)
 	defer cancel()
+	for {
+		raw, err := a.storage.Load(ctx, recordKey(m.name))
+		_, err = a.takeIn(m, raw, err)
+		if err == nil && ctx.Err() != nil {
+			err = context.Cause(ctx) // too late: the client has been told that it failed
+		}
+		if err != nil && !errors.Is(err, errCorrupt) {
+			return fmt.Errorf("%w; nothing has changed, repeat it when the storage answers", err)
+		}
+		st := m.current()
+		c, err := decide(st)
+		if err != nil || c == nil {
+			return err
+		}
+		before, after, err := a.apply(ctx, m, st, c)
+		if err != nil {
+			return storeError(m, err)
+		}
+		if after != nil {
+			a.logChange(m, before, after, "api", client)
+			return nil
+		}
+		// Another instance has switched the site at the same time, and this one
+		// has come to know of that before it could store its own record.
+	}
+}
 
-	raw, err := a.storage.Load(ctx, recordKey(m.name))
-	_, err = a.takeIn(m, raw, err)
-	if err == nil && ctx.Err() != nil {
-		err = context.Cause(ctx) // too late: the client has been told that it failed
-	}
-	if err != nil && !errors.Is(err, errCorrupt) {
-		return fmt.Errorf("%w; nothing has changed, repeat it when the storage answers", err)
-	}
-
-	st := m.current()
-	c, err := decide(st)
-	if err != nil || c == nil {
-		return err
-	}
+// apply makes a change of the state st in storage and then in memory. It
+// returns the states before and after, or nil if a newer record is known by
+// then.
+func (a *App) apply(ctx context.Context, m *member, st *state, c *change) (before, after *state, err error) {
 	m.highest = max(time.Now().UnixMicro(), st.version()+1, m.highest+1)
 	next, err := newRecord(m.highest, c.enabled, c.since, c.options)
 	if err != nil {
-		return storeError(m, err)
+		return nil, nil, err
 	}
 	m.storing.Store(next.Version)
 	defer m.storing.Store(0)
 	if err := a.store(ctx, m, next); err != nil {
-		return storeError(m, err)
+		return nil, nil, err
 	}
-	before, after := m.learn(next, nil)
-	if after == nil {
-		return storeError(m, errors.New("another instance has switched it at the same time"))
-	}
-	a.logChange(m, before, after, "api", client)
-	return nil
+	before, after = m.learn(next, nil)
+	return before, after, nil
 }
 
 func storeError(m *member, err error) error {

@@ -538,6 +538,20 @@ func TestRequestInFlightIsCountedThoughItsConfigHasGone(t *testing.T) {
 	}
 }
 
+// G10
+func TestSiteIsForgottenWithItsLastRequest(t *testing.T) {
+	s := start(t, `
+		maintenance shop
+		handle /slow {
+			reverse_proxy `+upstream(t)+`
+		}`)
+	release, finished := s.slowRequest()
+	s.reload(``)
+	release()
+	<-finished
+	noSiteIsLeft(t)
+}
+
 // A site that was not in the config while another instance switched it does not
 // serve a single request because this one remembers it as off.
 func TestSiteThatReturnsWhileInFlightIsReadAgain(t *testing.T) {
@@ -555,12 +569,13 @@ func TestSiteThatReturnsWhileInFlightIsReadAgain(t *testing.T) {
 	hang, answer := hangOn("load", shopKey)
 	s.storage.setFault(hang)
 	s.reload(directives)
-	status := make(chan int)
-	go func() { status <- s.get("/").StatusCode }()
-	answer()
-	if got := <-status; got != 503 {
-		t.Errorf("the first request got %d, want 503", got)
+	impatient := &http.Client{Timeout: 200 * time.Millisecond, Transport: &http.Transport{DisableKeepAlives: true}}
+	if response, err := impatient.Get(s.url); err == nil {
+		response.Body.Close()
+		t.Errorf("a request got %d before the record was read", response.StatusCode)
 	}
+	answer()
+	s.wantStatus("/", 503)
 	release()
 	<-finished
 }
@@ -603,7 +618,13 @@ func TestStateSurvivesReloadThatFailsLate(t *testing.T) {
 		if err := caddy.Load([]byte(broken), true); err == nil || !strings.Contains(err.Error(), "remote admin") {
 			t.Fatalf("got %v, want an error of the remote admin endpoint", err)
 		}
-		s.wantStatus("/", 503)
+		eventually(t, func() error {
+			got, err := try(http.MethodGet, s.url, "", nil)
+			if err == nil && got.StatusCode != 503 {
+				t.Errorf("got %d, want 503", got.StatusCode)
+			}
+			return err // a failed config drops the connections that it has accepted
+		})
 	}
 	if n := other.stores.Load(); strings.Contains(other.get(shopKey), "true") {
 		t.Errorf("the failed config has stored %d values, among them %s", n, other.get(shopKey))

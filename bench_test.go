@@ -1,6 +1,7 @@
 package maintenance
 
 import (
+	"maps"
 	"net/http"
 	"net/http/httptest"
 	"testing"
@@ -110,9 +111,7 @@ func benchRecord(tb testing.TB, enabled bool) *record {
 
 func benchRequest(header http.Header) *http.Request {
 	r := httptest.NewRequest(http.MethodGet, "http://shop.example/cart", nil)
-	for name, values := range header {
-		r.Header[name] = values
-	}
+	maps.Copy(r.Header, header)
 	return r
 }
 

@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"os"
 	"regexp"
+	"slices"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -100,7 +101,7 @@ Takes sites out of maintenance. Once this says done, requests get through again.
 // command is one call of the command line.
 type command struct {
 	out, errOut io.Writer
-	flags       interface{ Changed(name string) bool }
+	changed     func(flag string) bool // whether a flag was given
 
 	address, config, adapter string
 	all, json                bool
@@ -118,6 +119,14 @@ type command struct {
 // by then.
 var errNotDrained = errors.New("not drained in time")
 
+// isNotDrained reports whether nothing worse has happened.
+func isNotDrained(err error) bool {
+	if joined, ok := err.(interface{ Unwrap() []error }); ok {
+		return !slices.ContainsFunc(joined.Unwrap(), func(err error) bool { return !isNotDrained(err) })
+	}
+	return errors.Is(err, errNotDrained)
+}
+
 // setUp adds the flags that all commands have, and run as what they do.
 func (c *command) setUp(cmd *cobra.Command, run func(sites []string) error) {
 	flags := cmd.Flags()
@@ -130,7 +139,7 @@ func (c *command) setUp(cmd *cobra.Command, run func(sites []string) error) {
 	cmd.ValidArgsFunction = c.complete
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		err := c.run(cmd, args, run)
-		if errors.Is(err, errNotDrained) {
+		if isNotDrained(err) {
 			cmd.SilenceErrors = true
 			return caddycmd.WrapCommandFuncForCobra(func(caddycmd.Flags) (int, error) { return 2, nil })(cmd, args)
 		}
@@ -139,15 +148,12 @@ func (c *command) setUp(cmd *cobra.Command, run func(sites []string) error) {
 }
 
 func (c *command) run(cmd *cobra.Command, args []string, run func(sites []string) error) error {
-	c.out, c.errOut, c.flags = cmd.OutOrStdout(), cmd.ErrOrStderr(), cmd.Flags()
-	if c.flags.Changed("wait") {
+	c.out, c.errOut, c.changed = cmd.OutOrStdout(), cmd.ErrOrStderr(), cmd.Flags().Changed
+	if c.changed("wait") {
 		var err error
 		if c.limit, err = caddy.ParseDuration(c.wait); err != nil || c.limit <= 0 {
 			return fmt.Errorf("--wait: %q given, a duration is accepted, such as 30s", c.wait)
 		}
-	}
-	if err := c.collectOptions(time.Now()); err != nil {
-		return err
 	}
 	var err error
 	c.endpoint, err = caddycmd.DetermineAdminAPIAddress(c.address, nil, c.config, c.adapter)
@@ -159,8 +165,8 @@ func (c *command) run(cmd *cobra.Command, args []string, run func(sites []string
 
 // collectOptions turns the flags that were given into options of the API.
 func (c *command) collectOptions(now time.Time) error {
-	if c.flags.Changed("for") {
-		if c.flags.Changed("until") {
+	if c.changed("for") {
+		if c.changed("until") {
 			return errors.New("--for and --until both say when maintenance ends; give one of them")
 		}
 		d, err := caddy.ParseDuration(c.duration)
@@ -180,7 +186,7 @@ func (c *command) collectOptions(now time.Time) error {
 		{"retry-after", "retry_after", c.retryAfter},
 		{"until", "until", c.until},
 	} {
-		if !c.flags.Changed(option.flag) {
+		if !c.changed(option.flag) {
 			continue
 		}
 		c.given[option.name] = nil
@@ -229,7 +235,7 @@ func (c *command) showStatus(args []string) error {
 		if site.State != "on" {
 			return fmt.Errorf("%s is not in maintenance, its state is %s: there is nothing to wait for", site.Site, site.State)
 		}
-		if err := c.waitFor(site.Site, time.Now().Add(c.limit)); err != nil {
+		if err := c.waitForEach([]string{site.Site}); err != nil {
 			return err
 		}
 	}
@@ -245,11 +251,11 @@ func (c *command) showStatus(args []string) error {
 }
 
 func (c *command) printJSON(site string) error {
-	body, err := c.request(http.MethodGet, siteURI(site), nil)
-	if err != nil {
+	var answer json.RawMessage
+	if err := c.request(http.MethodGet, siteURI(site), nil, &answer); err != nil {
 		return err
 	}
-	_, err = c.out.Write(body)
+	_, err := fmt.Fprintf(c.out, "%s\n", answer)
 	return err
 }
 
@@ -273,17 +279,20 @@ func clockTime(t time.Time) string {
 // Switching
 
 func (c *command) turnOn(args []string) error {
+	if err := c.collectOptions(time.Now()); err != nil {
+		return err
+	}
 	return c.switchEach("Enabling", args, func(before siteStatus) (string, error) {
-		method := http.MethodPut
+		var after siteStatus
+		var err error
 		if before.State == "on" {
-			method = http.MethodPatch
+			err = c.request(http.MethodPatch, siteURI(before.Site), c.given, &after)
+			if refused := new(apiError); errors.As(err, &refused) && refused.status == http.StatusConflict {
+				before.State = "off" // since it was listed
+			}
 		}
-		after, err := c.change(method, before.Site)
-		var refused *apiError
-		if method == http.MethodPatch && errors.As(err, &refused) && refused.status == http.StatusConflict {
-			// It has been switched off since it was listed.
-			before.State = "off"
-			after, err = c.change(http.MethodPut, before.Site)
+		if before.State != "on" {
+			err = c.request(http.MethodPut, siteURI(before.Site), c.given, &after)
 		}
 		if err != nil {
 			return "", err
@@ -301,7 +310,7 @@ func (c *command) turnOn(args []string) error {
 
 func (c *command) turnOff(args []string) error {
 	return c.switchEach("Disabling", args, func(before siteStatus) (string, error) {
-		if _, err := c.change(http.MethodDelete, before.Site); err != nil {
+		if err := c.request(http.MethodDelete, siteURI(before.Site), nil, new(siteStatus)); err != nil {
 			return "", err
 		}
 		if before.State == "off" {
@@ -337,30 +346,9 @@ func (c *command) switchEach(doing string, args []string, change func(siteStatus
 		switched = append(switched, site.Site)
 	}
 	if c.limit > 0 {
-		deadline := time.Now().Add(c.limit)
-		for _, site := range switched {
-			failed = append(failed, c.waitFor(site, deadline))
-		}
+		failed = append(failed, c.waitForEach(switched))
 	}
-	return worst(failed)
-}
-
-// worst joins what failed. Not being drained in time has been said, and counts
-// only if nothing else has failed.
-func worst(failed []error) error {
-	var others []error
-	var notDrained error
-	for _, err := range failed {
-		if errors.Is(err, errNotDrained) {
-			notDrained = err
-		} else {
-			others = append(others, err)
-		}
-	}
-	if err := errors.Join(others...); err != nil {
-		return err
-	}
-	return notDrained
+	return errors.Join(failed...)
 }
 
 func sinceWords(t time.Time) string {
@@ -380,6 +368,17 @@ func roughly(d time.Duration) string {
 
 // Waiting
 
+// waitForEach waits for all sites, however many of them are not drained in
+// time.
+func (c *command) waitForEach(sites []string) error {
+	deadline := time.Now().Add(c.limit)
+	var failed []error
+	for _, site := range sites {
+		failed = append(failed, c.waitFor(site, deadline))
+	}
+	return errors.Join(failed...)
+}
+
 // waitFor returns when nothing is in flight, and says how many requests are
 // until then.
 func (c *command) waitFor(name string, deadline time.Time) error {
@@ -391,13 +390,9 @@ func (c *command) waitFor(name string, deadline time.Time) error {
 	for {
 		// A second at a time, to tell how it goes.
 		step := min(time.Second, max(time.Until(deadline), time.Millisecond))
-		body, err := c.request(http.MethodGet, siteURI(name)+"?wait="+step.String(), nil)
-		if err != nil {
-			return fmt.Errorf("waiting for %s to be drained: %w", name, err)
-		}
 		var site siteStatus
-		if err := json.Unmarshal(body, &site); err != nil {
-			return fmt.Errorf("reading the admin API's answer: %w", err)
+		if err := c.request(http.MethodGet, siteURI(name)+"?wait="+step.String(), nil, &site); err != nil {
+			return fmt.Errorf("waiting for %s to be drained: %w", name, err)
 		}
 		switch {
 		case site.State == "off":
@@ -425,7 +420,7 @@ func (c *command) waitFor(name string, deadline time.Time) error {
 func whereDrained(site siteStatus) string {
 	where := "this instance, " + site.Instance
 	if site.SyncInterval == "off" {
-		return where + "; others on the same storage are not told before they restart"
+		return where + "; others on the same storage follow when they reload"
 	}
 	return where + "; others on the same storage follow within " + site.SyncInterval
 }
@@ -470,13 +465,9 @@ func (p *progressLine) end() {
 
 // sites returns all sites of the running config.
 func (c *command) sites() ([]siteStatus, error) {
-	body, err := c.request(http.MethodGet, adminPath, nil)
-	if err != nil {
-		return nil, err
-	}
 	var list []siteStatus
-	if err := json.Unmarshal(body, &list); err != nil {
-		return nil, fmt.Errorf("reading the admin API's answer: %w", err)
+	if err := c.request(http.MethodGet, adminPath, nil, &list); err != nil {
+		return nil, err
 	}
 	if len(list) == 0 {
 		return nil, errors.New("no site of the running config can be switched; add a directive such as \"maintenance shop\" to a site block and reload Caddy")
@@ -559,28 +550,6 @@ func (c *command) complete(_ *cobra.Command, args []string, _ string) ([]string,
 
 // Admin API
 
-// change switches a site, with the options that were given where the method
-// takes any.
-func (c *command) change(method, name string) (siteStatus, error) {
-	var body io.Reader
-	if method != http.MethodDelete {
-		encoded, err := json.Marshal(c.given)
-		if err != nil {
-			return siteStatus{}, err
-		}
-		body = bytes.NewReader(encoded)
-	}
-	answer, err := c.request(method, siteURI(name), body)
-	if err != nil {
-		return siteStatus{}, err
-	}
-	var site siteStatus
-	if err := json.Unmarshal(answer, &site); err != nil {
-		return siteStatus{}, fmt.Errorf("reading the admin API's answer: %w", err)
-	}
-	return site, nil
-}
-
 func siteURI(name string) string {
 	if name == "" {
 		return adminPath
@@ -596,20 +565,31 @@ type apiError struct {
 
 func (e *apiError) Error() string { return e.message }
 
-func (c *command) request(method, uri string, body io.Reader) ([]byte, error) {
-	response, err := caddycmd.AdminAPIRequest(c.endpoint, method, uri, nil, body)
+// request sends body, if there is one, and decodes the answer.
+func (c *command) request(method, uri string, body map[string]any, answer any) error {
+	var reader io.Reader
+	if body != nil {
+		encoded, err := json.Marshal(body)
+		if err != nil {
+			return err
+		}
+		reader = bytes.NewReader(encoded)
+	}
+	// Each request has a connection of its own, which nothing else would close.
+	header := http.Header{"Connection": {"close"}}
+	response, err := caddycmd.AdminAPIRequest(c.endpoint, method, uri, header, reader)
 	if err != nil {
-		return nil, c.explain(err)
+		return c.explain(err)
 	}
 	defer response.Body.Close()
-	answer, err := io.ReadAll(response.Body)
-	if err != nil {
-		return nil, fmt.Errorf("reading the admin API's answer: %w", err)
+	if err := json.NewDecoder(response.Body).Decode(answer); err != nil {
+		return fmt.Errorf("reading the admin API's answer: %w", err)
 	}
-	return answer, nil
+	return nil
 }
 
-// refusal is how AdminAPIRequest reports a status of 400 or more.
+// refusal is how AdminAPIRequest (in Caddy's cmd/commandfuncs.go) reports a
+// status of 400 or more.
 var refusal = regexp.MustCompile(`(?s)HTTP (\d{3}): (.*)$`)
 
 // explain makes what went wrong with a request into what to do about it.

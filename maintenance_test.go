@@ -27,7 +27,6 @@ import (
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
 	"github.com/caddyserver/caddy/v2/caddyconfig/httpcaddyfile"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
-
 	_ "github.com/caddyserver/caddy/v2/modules/standard"
 )
 
@@ -324,15 +323,10 @@ func (s *server) wantStatus(path string, want int) {
 	}
 }
 
-// api sends a request to the admin API. It is sent again where it met the
-// admin server of a config that has just been replaced.
-func (s *server) api(method, path, body string) (answer response) {
+// api sends a request to the admin API.
+func (s *server) api(method, path, body string) response {
 	s.t.Helper()
-	eventually(s.t, func() (err error) {
-		answer, err = try(method, s.admin+path, body, nil)
-		return err
-	})
-	return answer
+	return send(s.t, method, s.admin+path, body, nil)
 }
 
 func (s *server) put(site, body string) map[string]any {
@@ -395,12 +389,15 @@ func decode(t *testing.T, body string) map[string]any {
 	return decoded
 }
 
-func send(t *testing.T, method, url, body string, header http.Header) response {
+// send sends a request, and sends it again where it met the server of a config
+// that has just been replaced: that resets the connections that it has not
+// accepted.
+func send(t *testing.T, method, url, body string, header http.Header) (answer response) {
 	t.Helper()
-	answer, err := try(method, url, body, header)
-	if err != nil {
-		t.Fatal(err)
-	}
+	eventually(t, func() (err error) {
+		answer, err = try(method, url, body, header)
+		return err
+	})
 	return answer
 }
 

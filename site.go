@@ -365,7 +365,7 @@ func (st *state) options() options {
 func (st *state) fields() []zap.Field {
 	var fields []zap.Field
 	if since := st.since(); !since.IsZero() {
-		fields = append(fields, zap.Time("since", since))
+		fields = append(fields, zap.String("since", since.Format(time.RFC3339)))
 	}
 	o := st.options()
 	if o.Message != "" {
@@ -375,7 +375,7 @@ func (st *state) fields() []zap.Field {
 		fields = append(fields, zap.String("retry_after", o.RetryAfter))
 	}
 	if !o.Until.IsZero() {
-		fields = append(fields, zap.Time("until", o.Until))
+		fields = append(fields, zap.String("until", o.Until.Format(time.RFC3339)))
 	}
 	return fields
 }

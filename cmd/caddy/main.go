@@ -4,8 +4,9 @@ package main
 import (
 	caddycmd "github.com/caddyserver/caddy/v2/cmd"
 
-	_ "example.com/caddy-maintenance"
 	_ "github.com/caddyserver/caddy/v2/modules/standard"
+
+	_ "example.com/caddy-maintenance"
 )
 
 func main() {

@@ -1,0 +1,130 @@
+package integration
+
+import (
+	"fmt"
+	"net/http"
+	"sync"
+	"testing"
+	"time"
+)
+
+// Instances that share a storage follow each other within followTime: the
+// interval at which they look, and what reading takes on a busy machine.
+const (
+	syncInterval = 200 * time.Millisecond
+	followTime   = syncInterval + 500*time.Millisecond
+)
+
+// instance is a Caddy of a fleet and its site, shop.
+type instance struct {
+	*caddy
+	shop site
+}
+
+// newFleet starts Caddys that share a storage.
+func newFleet(t *testing.T, size int) []instance {
+	t.Helper()
+	upstream := newApp(t, welcome)
+	storage := t.TempDir()
+	fleet := make([]instance, size)
+	for i := range fleet {
+		c := newCaddy(t)
+		c.storage = storage
+		c.options = fmt.Sprintf("maintenance {\n sync_interval %s\n}", syncInterval)
+		fleet[i] = instance{c, newSite(t, "shop", upstream)}
+		c.start(c.caddyfile(fleet[i].shop))
+	}
+	return fleet
+}
+
+// follow fails the test if the instance is not as a switch was answered, to
+// its visitors and in the admin API, within followTime of that.
+func (i instance) follow(answered status, at time.Time) {
+	i.t.Helper()
+	want := http.StatusOK
+	if answered.State == "on" {
+		want = http.StatusServiceUnavailable
+	}
+	eventually(i.t, time.Until(at.Add(followTime)), "the instance follows", func() bool {
+		return i.shop.visit() == want && i.status("shop").sameSwitch(answered)
+	})
+}
+
+// G4
+func TestInstancesFollowEachOther(t *testing.T) {
+	for _, size := range []int{2, 3} {
+		t.Run(fmt.Sprintf("%d instances", size), func(t *testing.T) {
+			fleet := newFleet(t, size)
+			for n := range 50 {
+				// A message of its own tells each switch from those before.
+				options := fmt.Sprintf(`{"message": "Migration %d.", "until": "2999-01-01T00:00:%02dZ"}`, n, n)
+				var answered status
+				switch n % 4 {
+				case 0, 1:
+					answered = fleet[n%size].on("shop", options)
+				case 2:
+					answered = fleet[n%size].must(http.MethodPatch, "shop", options)
+				case 3:
+					answered = fleet[n%size].off("shop")
+				}
+				at := time.Now()
+				for _, instance := range fleet {
+					instance.follow(answered, at)
+				}
+			}
+		})
+	}
+}
+
+// G4
+func TestOppositeSwitchesAtOnceEndInOneState(t *testing.T) {
+	fleet := newFleet(t, 3)
+	for n := range 20 {
+		answered := fleet[2].on("shop", "")
+		at := time.Now()
+		for _, instance := range fleet {
+			instance.follow(answered, at)
+		}
+
+		var switches sync.WaitGroup
+		switches.Go(func() {
+			if _, err := fleet[n%2].try(http.MethodPut, "shop", fmt.Sprintf(`{"message": "Migration %d."}`, n)); err != nil {
+				t.Error(err)
+			}
+		})
+		switches.Go(func() {
+			if _, err := fleet[1-n%2].try(http.MethodDelete, "shop", ""); err != nil {
+				t.Error(err)
+			}
+		})
+		switches.Wait()
+		eventually(t, 2*followTime, "all instances are as the record says", func() bool {
+			record, err := readRecord(fleet[0].caddy)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, instance := range fleet {
+				if !instance.status("shop").sameSwitch(record) {
+					return false
+				}
+			}
+			return true
+		})
+	}
+}
+
+// G4: A switch knows of the one before it, wherever that was made.
+func TestSwitchOffRightAfterSwitchOnElsewhereHolds(t *testing.T) {
+	fleet := newFleet(t, 2)
+	for n := range 20 {
+		on, off := fleet[n%2], fleet[1-n%2]
+		on.on("shop", "")
+		answered := off.off("shop")
+		at := time.Now()
+		if answered.State != "off" {
+			t.Fatalf("DELETE answered %+v", answered)
+		}
+		on.follow(answered, at)
+		off.follow(answered, at)
+	}
+}
