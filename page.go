@@ -34,16 +34,18 @@ func respond(w http.ResponseWriter, r *http.Request, st *state, configured time.
 
 	header := w.Header()
 	for _, name := range foreignHeaders {
-		header.Del(name)
+		delete(header, name)
 	}
 	if contentEncoding != "" {
 		header.Set("Content-Encoding", contentEncoding)
 	}
-	header.Set("Retry-After", strconv.FormatInt(retryAfter, 10))
-	header.Set("Cache-Control", "no-store")
-	header.Set("Content-Type", contentType)
-	header.Set("Content-Length", strconv.Itoa(len(body)))
-	header.Set("X-Content-Type-Options", "nosniff")
+	setEach(header,
+		"Retry-After", strconv.FormatInt(retryAfter, 10),
+		"Cache-Control", "no-store",
+		"Content-Type", contentType,
+		"Content-Length", strconv.Itoa(len(body)),
+		"X-Content-Type-Options", "nosniff",
+	)
 	header.Add("Vary", "Accept, Accept-Encoding")
 	if r.ProtoMajor == 1 && r.Header.Get("Expect") != "" {
 		// Otherwise the server would read the body to keep the connection.
@@ -55,8 +57,17 @@ func respond(w http.ResponseWriter, r *http.Request, st *state, configured time.
 	}
 }
 
-// foreignHeaders describe or let others cache the response of the app, if a
-// header directive has set them for it.
+// setEach sets headers by their canonical names. It makes one allocation for all
+// of the values, which no two responses may share: other handlers change them
+// in place.
+func setEach(header http.Header, namesAndValues ...string) {
+	for i := 0; i < len(namesAndValues); i += 2 {
+		header[namesAndValues[i]] = namesAndValues[i+1 : i+2 : i+2]
+	}
+}
+
+// foreignHeaders, in canonical form, describe or let others cache the response
+// of the app, if a header directive has set them for it.
 var foreignHeaders = []string{
 	"Etag", "Last-Modified", "Expires", "Cdn-Cache-Control", "Surrogate-Control", "Content-Encoding",
 }
