@@ -41,7 +41,8 @@ type App struct {
 	instance string
 	members  map[string]*member
 
-	ctx context.Context // ends with the config
+	ctx     context.Context // ends with the config
+	running atomic.Bool     // this is or was the running config
 
 	// reads limits the reads under way, and so what a storage that hangs can
 	// tie up. gaveUp is set once one has waited in vain: the others do not each
@@ -122,7 +123,8 @@ func (a *App) untilRunning() bool {
 	ticker := time.NewTicker(20 * time.Millisecond)
 	defer ticker.Stop()
 	for {
-		if running, err := runningApp(); err == nil && running == a {
+		if app, err := runningApp(); err == nil && app == a {
+			a.running.Store(true)
 			return true
 		}
 		select {
@@ -136,13 +138,13 @@ func (a *App) untilRunning() bool {
 // Stop warns of what the config that takes over does not keep closed. The app's
 // work ends with its context.
 func (a *App) Stop() error {
-	running, err := runningApp()
-	if err != nil {
-		return nil // Caddy is stopping
+	next, err := runningApp()
+	if err != nil || !a.running.Load() {
+		return nil // Caddy is stopping, or this config has failed
 	}
 	for _, m := range a.sorted() {
 		st := m.current()
-		if _, err := running.find(m.name); err != nil && st.on(m.initiallyOn) {
+		if _, err := next.find(m.name); err != nil && st.on(m.initiallyOn) {
 			a.log.Warn("site is in maintenance but has gone from the config: nothing keeps its requests out any more",
 				append(st.fields(), zap.String("site", m.name))...)
 		}

@@ -460,13 +460,28 @@ func TestWithoutSyncNothingIsPolled(t *testing.T) {
 	s.wantStatus("/", 503)
 	s.restart(`maintenance shop`)
 	s.wantStatus("/", 503)
+	// What could not be read is tried again nevertheless, and shows how time
+	// goes by.
+	s.storage.set(recordKey("wiki"), "corrupt")
+	s.reload(`
+		maintenance shop
+		maintenance wiki`)
+	var tries atomic.Int64
 	s.storage.setFault(func(_ context.Context, op, key string) error {
-		if key == switchKey {
+		switch key {
+		case recordKey("wiki"):
+			tries.Add(1)
+		default:
 			t.Errorf("%s of %s", op, key)
 		}
 		return nil
 	})
-	<-time.After(3 * time.Second) // longer than the default interval
+	eventually(t, func() error {
+		if n := tries.Load(); n < 2 {
+			return fmt.Errorf("tried %d times", n)
+		}
+		return nil
+	})
 	s.storage.setFault(nil)
 }
 
