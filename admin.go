@@ -1,6 +1,7 @@
 package maintenance
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -45,7 +46,10 @@ func (a adminAPI) serve(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	name := strings.TrimPrefix(strings.TrimPrefix(r.URL.Path, adminPath), "/")
+	if err := checkQuery(r); err != nil {
+		return err
+	}
+	name := strings.Trim(strings.TrimPrefix(r.URL.Path, adminPath), "/")
 	if name == "" {
 		return a.serveAll(w, r, app)
 	}
@@ -57,6 +61,17 @@ func (a adminAPI) serve(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	return a.serveSite(w, r, app, m)
+}
+
+// checkQuery refuses what would be ignored: a wait that is misspelt, or options
+// that belong in the body.
+func checkQuery(r *http.Request) error {
+	for name := range r.URL.Query() {
+		if name != "wait" || r.Method != http.MethodGet {
+			return badRequest(fmt.Errorf("unknown parameter %s; GET of a site takes wait, and options go into the body", abridge(name)))
+		}
+	}
+	return nil
 }
 
 // runningApp returns the app of the running config, or one without sites if it
@@ -114,6 +129,9 @@ func methodNotAllowed(w http.ResponseWriter, r *http.Request, allowed string) er
 func (adminAPI) serveAll(w http.ResponseWriter, r *http.Request, app *App) error {
 	if r.Method != http.MethodGet {
 		return methodNotAllowed(w, r, "GET")
+	}
+	if r.URL.RawQuery != "" {
+		return badRequest(errors.New("wait is for one site, such as /maintenance/shop?wait=10s"))
 	}
 	list := []siteStatus{}
 	for _, m := range app.sorted() {
@@ -253,19 +271,9 @@ func wait(r *http.Request, m *member) error {
 	if !st.blocks(m.initiallyOn) {
 		return notOn(m, st)
 	}
-	timeout := time.NewTimer(limit)
-	defer timeout.Stop()
-	for drained := m.drained(); st.blocks(m.initiallyOn); st = m.current() {
-		select {
-		case <-drained:
-			return nil
-		case <-timeout.C:
-			return nil
-		case <-r.Context().Done():
-			return nil
-		case <-st.replaced:
-		}
-	}
+	ctx, cancel := context.WithTimeout(r.Context(), limit)
+	defer cancel()
+	m.awaitDrained(ctx.Done())
 	return nil
 }
 

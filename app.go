@@ -57,6 +57,27 @@ type member struct {
 	initiallyOn bool
 }
 
+// awaitDrained returns true as soon as the site is closed and nothing is in
+// flight, and false if it is opened or stop is closed before.
+func (m *member) awaitDrained(stop <-chan struct{}) bool {
+	for {
+		st := m.current()
+		if !st.blocks(m.initiallyOn) {
+			return false
+		}
+		select {
+		case <-m.idled():
+			// The count may have been 0 when the site was still open.
+			if m.inFlight.Load() == 0 {
+				return true
+			}
+		case <-st.replaced:
+		case <-stop:
+			return false
+		}
+	}
+}
+
 const (
 	defaultSyncInterval = 2 * time.Second
 	minSyncInterval     = 100 * time.Millisecond
@@ -172,7 +193,7 @@ func (a *App) syncInterval() string {
 func (a *App) join(name string, initiallyOn bool) (*site, error) {
 	m, ok := a.members[name]
 	if ok && m.initiallyOn != initiallyOn {
-		return nil, fmt.Errorf("initial_state: one handler of site %s says on and another off; they must agree", name)
+		return nil, fmt.Errorf("initial_state: one handler of site %s says on and another does not; all of them must", name)
 	}
 	s, toLoad := sites.acquire(name)
 	if !ok {
@@ -581,23 +602,18 @@ func (a *App) logChange(m *member, before, after *state, source, client string) 
 	}
 	a.log.Info(message, append(fields, after.fields()...)...)
 	if isOn && !wasOn {
-		go a.logDrained(m, after)
+		go logDrained(m)
 	}
 }
 
 // logDrained says when the last request that was in flight has ended, unless
 // the site is opened before. The config may have been replaced by then, and its
 // log closed.
-func (a *App) logDrained(m *member, st *state) {
+func logDrained(m *member) {
 	start := time.Now()
-	for drained := m.drained(); st.blocks(m.initiallyOn); st = m.current() {
-		select {
-		case <-drained:
-			caddy.Log().Named("maintenance").Info("drained: nothing is in flight on this instance any more",
-				zap.String("site", m.name), zap.Duration("after", time.Since(start)))
-			return
-		case <-st.replaced:
-		}
+	if m.awaitDrained(nil) {
+		caddy.Log().Named("maintenance").Info("drained: nothing is in flight on this instance any more",
+			zap.String("site", m.name), zap.Duration("after", time.Since(start)))
 	}
 }
 

@@ -471,7 +471,7 @@ func TestWithoutSyncNothingIsPolled(t *testing.T) {
 		switch key {
 		case recordKey("wiki"):
 			tries.Add(1)
-		default:
+		case switchKey:
 			t.Errorf("%s of %s", op, key)
 		}
 		return nil
@@ -518,6 +518,12 @@ func TestStateSurvivesReloads(t *testing.T) {
 func TestSiteThatReturnsToTheConfigIsReadAgain(t *testing.T) {
 	s := start(t, `maintenance shop`)
 	s.put("shop", "")
+	eventually(t, func() error {
+		if app, err := runningApp(); err != nil || !app.running.Load() {
+			return fmt.Errorf("the app has not begun its work: %v", err)
+		}
+		return nil
+	})
 	s.reload(``)
 	s.logged(`"warn"`, "has gone from the config", `"site":"shop"`)
 	s.wantStatus("/", 200)

@@ -213,7 +213,7 @@ func TestWrongJSONConfigIsRefusedAndChangesNothing(t *testing.T) {
 		{`{"handler": "maintenance", "site": "shop", "bypass": [{"colour": "red"}]}`, `{}`, `unknown module: http.matchers.colour`},
 		{
 			`{"handler": "maintenance", "site": "shop"}, {"handler": "maintenance", "site": "SHOP", "initial_state": "on"}`, `{}`,
-			`initial_state: one handler of site shop says on and another off; they must agree`,
+			`initial_state: one handler of site shop says on and another does not; all of them must`,
 		},
 		{`{"handler": "maintenance", "site": "shop"}`, `{"sync_interval": "10ms"}`, `sync_interval: 10ms given, 100ms to 1m0s or off is accepted`},
 		{`{"handler": "maintenance", "site": "shop"}`, `{"colour": "red"}`, `unknown field "colour"`},

@@ -50,11 +50,18 @@ else an array.`,
 		CobraFunc: func(cmd *cobra.Command) {
 			c := &command{}
 			c.setUp(cmd, c.showStatus)
-			cmd.Args = cobra.MaximumNArgs(1)
+			cmd.Args = oneSite
 			cmd.Flags().BoolVar(&c.json, "json", false, "Print the admin API's answer")
 			cmd.AddCommand(onCommand(), offCommand())
 		},
 	})
+}
+
+func oneSite(_ *cobra.Command, args []string) error {
+	if len(args) > 1 {
+		return errors.New("this shows one site, or all if none is named; sites are switched with: caddy maintenance on|off <site>")
+	}
+	return nil
 }
 
 func onCommand() *cobra.Command {
@@ -63,8 +70,9 @@ func onCommand() *cobra.Command {
 		Use:   "on [<site>...] [--all]",
 		Short: "Puts sites into maintenance",
 		Long: `
-Puts sites into maintenance. Once this says done, no new request gets through;
-with --wait it returns when those that were let in before have ended too.
+Puts sites into maintenance. Once this says done, no new request gets through
+this instance, and others on the same storage follow; with --wait it returns when
+those that were let in before have ended too.
 
 Of a site that is already in maintenance only the options that are given are
 changed. An empty value clears an option.`,
@@ -89,7 +97,8 @@ func offCommand() *cobra.Command {
 		Use:   "off [<site>...] [--all]",
 		Short: "Takes sites out of maintenance",
 		Long: `
-Takes sites out of maintenance. Once this says done, requests get through again.`,
+Takes sites out of maintenance. Once this says done, requests get through this
+instance again, and others on the same storage follow.`,
 		Example: `  $ caddy maintenance off shop
   $ caddy maintenance off --all`,
 	}
@@ -137,6 +146,9 @@ func (c *command) setUp(cmd *cobra.Command, run func(sites []string) error) {
 		flags.StringVar(&c.wait, "wait", "", "Wait this long for requests in flight to end, such as 30s")
 	}
 	cmd.ValidArgsFunction = c.complete
+	cmd.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
+		return fmt.Errorf("%w; see %s --help", err, cmd.CommandPath())
+	})
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		err := c.run(cmd, args, run)
 		if isNotDrained(err) {
@@ -152,7 +164,7 @@ func (c *command) run(cmd *cobra.Command, args []string, run func(sites []string
 	if c.changed("wait") {
 		var err error
 		if c.limit, err = caddy.ParseDuration(c.wait); err != nil || c.limit <= 0 {
-			return fmt.Errorf("--wait: %q given, a duration is accepted, such as 30s", c.wait)
+			return fmt.Errorf("--wait: %q given, a duration above zero is accepted, such as 30s", c.wait)
 		}
 	}
 	var err error
@@ -171,7 +183,7 @@ func (c *command) collectOptions(now time.Time) error {
 		}
 		d, err := caddy.ParseDuration(c.duration)
 		if c.duration != "" && (err != nil || d <= 0) {
-			return fmt.Errorf("--for: %q given, a duration is accepted, such as 30m", c.duration)
+			return fmt.Errorf("--for: %q given, a duration above zero is accepted, such as 30m", c.duration)
 		}
 		c.given["until"] = nil
 		if c.duration != "" {
@@ -196,7 +208,7 @@ func (c *command) collectOptions(now time.Time) error {
 		c.given[option.name] = option.value
 		err := new(options).setText(option.name, option.value)
 		if err != nil && option.flag == "until" {
-			err = fmt.Errorf("%w; a time of day such as 15:04 is accepted too", err)
+			err = fmt.Errorf("%w; a time of day such as 15:04 is accepted too, and --for takes a duration", err)
 		}
 		if err != nil {
 			return fmt.Errorf("--%s: %w", option.flag, err)
@@ -231,23 +243,23 @@ func (c *command) showStatus(args []string) error {
 	if err != nil {
 		return err
 	}
+	var waited error
 	if c.limit > 0 {
 		if site.State != "on" {
-			return fmt.Errorf("%s is not in maintenance, its state is %s: there is nothing to wait for", site.Site, site.State)
+			return fmt.Errorf("%s is not in maintenance on this instance, its state is %s; if another has just switched it on, try again in a moment",
+				site.Site, site.State)
 		}
-		if err := c.waitForEach([]string{site.Site}); err != nil {
-			return err
-		}
+		waited = c.waitForEach([]string{site.Site})
 	}
 	switch {
 	case c.json && len(args) == 0:
-		return c.printJSON("")
+		err = c.printJSON("")
 	case c.json:
-		return c.printJSON(site.Site)
+		err = c.printJSON(site.Site)
 	case c.limit == 0:
 		fmt.Fprintln(c.out, site.State)
 	}
-	return nil
+	return errors.Join(waited, err)
 }
 
 func (c *command) printJSON(site string) error {
@@ -301,7 +313,10 @@ func (c *command) turnOn(args []string) error {
 		if before.State == "on" {
 			said += " (was already on" + sinceWords(before.Since) + ")"
 		}
-		if !after.Until.IsZero() {
+		switch {
+		case after.Until.IsZero() && !before.Until.IsZero() && before.State == "on":
+			said += ", does not end by itself any more"
+		case !after.Until.IsZero():
 			said += ", ends by itself " + clockTime(after.Until) + " (in " + roughly(time.Until(after.Until)) + ")"
 		}
 		return said, nil
@@ -396,7 +411,7 @@ func (c *command) waitFor(name string, deadline time.Time) error {
 		}
 		switch {
 		case site.State == "off":
-			return fmt.Errorf("%s was switched off while waiting for it to be drained", name)
+			return fmt.Errorf("%s is open: while this waited for it to be drained, it was switched off or its maintenance ended by itself", name)
 		case site.InFlight == 0:
 			progress.end()
 			switch {
@@ -518,7 +533,8 @@ func pickOne(list []siteStatus, args []string) (siteStatus, error) {
 			return site, nil
 		}
 	}
-	return siteStatus{}, fmt.Errorf("unknown site %s; the sites of the running config are: %s", args[0], names(list))
+	return siteStatus{}, fmt.Errorf("unknown site %q; the sites of the running config are: %s (caddy maintenance --help shows the commands)",
+		args[0], names(list))
 }
 
 func errSeveral(list []siteStatus) error {

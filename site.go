@@ -157,8 +157,9 @@ func (s *site) leave() {
 	}
 }
 
-// drained returns a channel that is closed once nothing is in flight.
-func (s *site) drained() <-chan struct{} {
+// idled returns a channel that is closed once nothing has been in flight for a
+// moment.
+func (s *site) idled() <-chan struct{} {
 	idle := s.idle.Load()
 	for idle == nil {
 		fresh := make(chan struct{})
@@ -168,17 +169,16 @@ func (s *site) drained() <-chan struct{} {
 			idle = s.idle.Load()
 		}
 	}
-	if s.inFlight.Load() == 0 {
-		s.signalIdle()
-	}
+	s.signalIdle()
 	return *idle
 }
 
+// signalIdle wakes those who wait if nothing is in flight. The count is looked at
+// after the channel: a request that brought it to 0 before anyone waited, and is
+// late to say so, must not wake those who wait for others.
 func (s *site) signalIdle() {
-	if s.idle.Load() == nil {
-		return
-	}
-	if idle := s.idle.Swap(nil); idle != nil {
+	idle := s.idle.Load()
+	if idle != nil && s.inFlight.Load() == 0 && s.idle.CompareAndSwap(idle, nil) {
 		close(*idle)
 	}
 }

@@ -11,7 +11,7 @@ import (
 // G1, G5: once a site is on and nothing is in flight, no request is let in,
 // however the looks, counts and switches of many requests fall together.
 func TestNoRequestSlipsInWhenNothingIsInFlight(t *testing.T) {
-	shop := newSite("shop")
+	shop := &member{site: newSite("shop")}
 	shop.learn(nil, nil)
 	var drained atomic.Bool
 	var admitted atomic.Int64
@@ -40,7 +40,9 @@ func TestNoRequestSlipsInWhenNothingIsInFlight(t *testing.T) {
 	deadline := time.Now().Add(2 * time.Second)
 	for version := int64(1); time.Now().Before(deadline); version += 2 {
 		shop.learn(&record{Version: version, Enabled: true}, nil)
-		<-shop.drained()
+		if !shop.awaitDrained(nil) {
+			t.Fatal("the site is open")
+		}
 		drained.Store(true)
 		runtime.Gosched()
 		drained.Store(false)

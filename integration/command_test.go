@@ -20,19 +20,19 @@ func TestWrongCommandLineIsExplainedAndChangesNothing(t *testing.T) {
 	for _, test := range []struct{ line, want string }{
 		{
 			"on nope",
-			"unknown site nope; the sites of the running config are: shop, wiki",
+			`unknown site "nope"; the sites of the running config are: shop, wiki (caddy maintenance --help shows the commands)`,
 		},
 		{
 			"on shop nope",
-			"unknown site nope; the sites of the running config are: shop, wiki",
+			`unknown site "nope"; the sites of the running config are: shop, wiki (caddy maintenance --help shows the commands)`,
 		},
 		{
 			"off nope",
-			"unknown site nope; the sites of the running config are: shop, wiki",
+			`unknown site "nope"; the sites of the running config are: shop, wiki (caddy maintenance --help shows the commands)`,
 		},
 		{
 			"nope",
-			"unknown site nope; the sites of the running config are: shop, wiki",
+			`unknown site "nope"; the sites of the running config are: shop, wiki (caddy maintenance --help shows the commands)`,
 		},
 		{
 			"on",
@@ -52,11 +52,11 @@ func TestWrongCommandLineIsExplainedAndChangesNothing(t *testing.T) {
 		},
 		{
 			"on shop --until soon",
-			`--until: "soon" given, a time as in RFC 3339 is accepted, such as TIME; a time of day such as 15:04 is accepted too`,
+			`--until: "soon" given, a time as in RFC 3339 is accepted, such as TIME; a time of day such as 15:04 is accepted too, and --for takes a duration`,
 		},
 		{
 			"on shop --until 2001-01-01T00:00:00Z",
-			"--until: TIME given, a time in the future is accepted; it is TIME now; a time of day such as 15:04 is accepted too",
+			"--until: TIME given, a time in the future is accepted; it is TIME now; a time of day such as 15:04 is accepted too, and --for takes a duration",
 		},
 		{
 			"on shop --for 10m --until 15:00",
@@ -64,23 +64,23 @@ func TestWrongCommandLineIsExplainedAndChangesNothing(t *testing.T) {
 		},
 		{
 			"on shop --for soon",
-			`--for: "soon" given, a duration is accepted, such as 30m`,
+			`--for: "soon" given, a duration above zero is accepted, such as 30m`,
 		},
 		{
 			"on shop --for -1m",
-			`--for: "-1m" given, a duration is accepted, such as 30m`,
+			`--for: "-1m" given, a duration above zero is accepted, such as 30m`,
 		},
 		{
 			"on shop --wait soon",
-			`--wait: "soon" given, a duration is accepted, such as 30s`,
+			`--wait: "soon" given, a duration above zero is accepted, such as 30s`,
 		},
 		{
 			"on shop --wait 0s",
-			`--wait: "0s" given, a duration is accepted, such as 30s`,
+			`--wait: "0s" given, a duration above zero is accepted, such as 30s`,
 		},
 		{
 			"shop --wait 1x",
-			`--wait: "1x" given, a duration is accepted, such as 30s`,
+			`--wait: "1x" given, a duration above zero is accepted, such as 30s`,
 		},
 		{
 			"on shop --message " + strings.Repeat("x", 1001),
@@ -96,11 +96,15 @@ func TestWrongCommandLineIsExplainedAndChangesNothing(t *testing.T) {
 		},
 		{
 			"shop wiki",
-			"accepts at most 1 arg(s), received 2",
+			"this shows one site, or all if none is named; sites are switched with: caddy maintenance on|off <site>",
+		},
+		{
+			"shop on",
+			"this shows one site, or all if none is named; sites are switched with: caddy maintenance on|off <site>",
 		},
 		{
 			"shop --wait 1s",
-			"shop is not in maintenance, its state is off: there is nothing to wait for",
+			"shop is not in maintenance on this instance, its state is off; if another has just switched it on, try again in a moment",
 		},
 		{
 			"--wait 1s",
@@ -108,7 +112,7 @@ func TestWrongCommandLineIsExplainedAndChangesNothing(t *testing.T) {
 		},
 		{
 			"off wiki --wait 1s",
-			"unknown flag: --wait",
+			"unknown flag: --wait; see caddy maintenance off --help",
 		},
 	} {
 		c.expectError(test.want, strings.Fields("maintenance "+test.line)...)
