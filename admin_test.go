@@ -273,11 +273,7 @@ func TestContentTypeIsNotLookedAt(t *testing.T) {
 }
 
 func TestWaitReturnsWhenSiteIsDrained(t *testing.T) {
-	s := start(t, `
-		maintenance shop
-		handle /slow {
-			reverse_proxy `+upstream(t)+`
-		}`)
+	s := start(t, slowShop(t))
 	release, finished := s.slowRequest()
 	if got := s.put("shop", "")["in_flight"]; got != 1.0 {
 		t.Fatalf("in_flight is %v, want 1", got)
@@ -298,11 +294,7 @@ func TestWaitReturnsWhenSiteIsDrained(t *testing.T) {
 }
 
 func TestWaitReturnsWhenSiteIsSwitchedOff(t *testing.T) {
-	s := start(t, `
-		maintenance shop
-		handle /slow {
-			reverse_proxy `+upstream(t)+`
-		}`)
+	s := start(t, slowShop(t))
 	release, finished := s.slowRequest()
 	eventually(t, func() error {
 		s.put("shop", "")

@@ -537,12 +537,7 @@ func TestSiteThatReturnsToTheConfigIsReadAgain(t *testing.T) {
 
 // G5
 func TestRequestInFlightIsCountedThoughItsConfigHasGone(t *testing.T) {
-	address := upstream(t)
-	directives := `
-		maintenance shop
-		handle /slow {
-			reverse_proxy ` + address + `
-		}`
+	directives := slowShop(t)
 	s := start(t, directives)
 	release, finished := s.slowRequest()
 	s.reload(``)
@@ -561,11 +556,7 @@ func TestRequestInFlightIsCountedThoughItsConfigHasGone(t *testing.T) {
 
 // G10
 func TestSiteIsForgottenWithItsLastRequest(t *testing.T) {
-	s := start(t, `
-		maintenance shop
-		handle /slow {
-			reverse_proxy `+upstream(t)+`
-		}`)
+	s := start(t, slowShop(t))
 	release, finished := s.slowRequest()
 	s.reload(``)
 	release()
@@ -576,12 +567,7 @@ func TestSiteIsForgottenWithItsLastRequest(t *testing.T) {
 // A site that was not in the config while another instance switched it does not
 // serve a single request because this one remembers it as off.
 func TestSiteThatReturnsWhileInFlightIsReadAgain(t *testing.T) {
-	address := upstream(t)
-	directives := `
-		maintenance shop
-		handle /slow {
-			reverse_proxy ` + address + `
-		}`
+	directives := slowShop(t)
 	s := start(t, directives)
 	s.delete("shop")
 	release, finished := s.slowRequest()
@@ -603,12 +589,7 @@ func TestSiteThatReturnsWhileInFlightIsReadAgain(t *testing.T) {
 
 // G3, G5
 func TestSiteThatReturnsWhileInFlightStaysAsItWasIfItCannotBeRead(t *testing.T) {
-	address := upstream(t)
-	directives := `
-		maintenance shop
-		handle /slow {
-			reverse_proxy ` + address + `
-		}`
+	directives := slowShop(t)
 	s := start(t, directives)
 	release, finished := s.slowRequest()
 	s.put("shop", "")

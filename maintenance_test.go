@@ -467,6 +467,16 @@ func upstream(t *testing.T) (address string) {
 	return strings.TrimPrefix(app.URL, "http://")
 }
 
+// slowShop are the directives of a site in front of such an app.
+func slowShop(t *testing.T) string {
+	t.Helper()
+	return `
+		maintenance shop
+		handle /slow {
+			reverse_proxy ` + upstream(t) + `
+		}`
+}
+
 type slow struct{ arrived, released chan struct{} }
 
 var slowRequests = make(chan slow)

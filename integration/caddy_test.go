@@ -218,9 +218,11 @@ func (s status) sameSwitch(other status) bool {
 // endpoint of a config that has just been replaced, which closes connections
 // that it has not come to.
 func (c *caddy) request(method, path, body string) (code int, answer string, err error) {
-	code, answer, err = c.requestOnce(method, path, body)
-	if errors.Is(err, syscall.ECONNRESET) || errors.Is(err, io.EOF) {
-		return c.requestOnce(method, path, body)
+	for range 10 {
+		code, answer, err = c.requestOnce(method, path, body)
+		if !errors.Is(err, syscall.ECONNRESET) && !errors.Is(err, syscall.EPIPE) && !errors.Is(err, io.EOF) {
+			break
+		}
 	}
 	return code, answer, err
 }
