@@ -523,7 +523,7 @@ func (a *App) carryOut(m *member, client string, decide func(*state) (*change, e
 			return nil
 		}
 		// Another instance has switched the site at the same time, and this one
-		// has come to know of that before it could store its own record.
+		// came to know of that record before its own was in memory.
 	}
 }
 

@@ -9,7 +9,6 @@ import (
 	"net/http"
 	"os"
 	"regexp"
-	"slices"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -122,18 +121,7 @@ type command struct {
 	limit    time.Duration  // of --wait, 0 without it
 	given    map[string]any // options to set, as the API takes them
 	several  bool           // more than one site is being switched
-}
-
-// errNotDrained makes the command exit with status 2; everything has been said
-// by then.
-var errNotDrained = errors.New("not drained in time")
-
-// isNotDrained reports whether nothing worse has happened.
-func isNotDrained(err error) bool {
-	if joined, ok := err.(interface{ Unwrap() []error }); ok {
-		return !slices.ContainsFunc(joined.Unwrap(), func(err error) bool { return !isNotDrained(err) })
-	}
-	return errors.Is(err, errNotDrained)
+	late     bool           // a site was not drained in time, which has been said
 }
 
 // setUp adds the flags that all commands have, and run as what they do.
@@ -150,12 +138,11 @@ func (c *command) setUp(cmd *cobra.Command, run func(sites []string) error) {
 		return fmt.Errorf("%w; see %s --help", err, cmd.CommandPath())
 	})
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		err := c.run(cmd, args, run)
-		if isNotDrained(err) {
-			cmd.SilenceErrors = true
-			return caddycmd.WrapCommandFuncForCobra(func(caddycmd.Flags) (int, error) { return 2, nil })(cmd, args)
+		if err := c.run(cmd, args, run); err != nil || !c.late {
+			return err
 		}
-		return err
+		cmd.SilenceErrors = true
+		return caddycmd.WrapCommandFuncForCobra(func(caddycmd.Flags) (int, error) { return 2, nil })(cmd, args)
 	}
 }
 
@@ -394,8 +381,8 @@ func (c *command) waitForEach(sites []string) error {
 	return errors.Join(failed...)
 }
 
-// waitFor returns when nothing is in flight, and says how many requests are
-// until then.
+// waitFor returns when nothing is in flight or the time is over, and says how
+// many requests are until then.
 func (c *command) waitFor(name string, deadline time.Time) error {
 	progress := newProgressLine(c.out)
 	if c.json {
@@ -426,7 +413,8 @@ func (c *command) waitFor(name string, deadline time.Time) error {
 			progress.end()
 			fmt.Fprintf(c.errOut, "%s: not drained in %s, %d still in flight on %s; maintenance stays on\n",
 				name, c.limit, site.InFlight, site.Instance)
-			return errNotDrained
+			c.late = true
+			return nil
 		}
 		progress.show(fmt.Sprintf("%s: %d in flight", name, site.InFlight))
 	}
