@@ -283,13 +283,18 @@ type siteStatus struct {
 	State string    `json:"state"`
 	Since time.Time `json:"since,omitzero"`
 	options
-	Instance     string `json:"instance"`
-	SyncInterval string `json:"sync_interval"`
-	InFlight     int64  `json:"in_flight"`
+	Instance     string       `json:"instance"`
+	SyncInterval string       `json:"sync_interval"`
+	InFlight     int64        `json:"in_flight"`
+	Pages        []pageStatus `json:"pages"`
 }
 
 func (a *App) status(m *member) siteStatus {
 	st := m.current()
+	pages := []pageStatus{}
+	for _, p := range m.pages {
+		pages = append(pages, p.status())
+	}
 	return siteStatus{
 		Site:         m.name,
 		State:        st.word(m.initiallyOn),
@@ -298,6 +303,7 @@ func (a *App) status(m *member) siteStatus {
 		Instance:     a.instance,
 		SyncInterval: a.syncInterval(),
 		InFlight:     m.inFlight.Load(),
+		Pages:        pages,
 	}
 }
 

@@ -40,6 +40,7 @@ type App struct {
 	storage  certmagic.Storage
 	instance string
 	members  map[string]*member
+	pages    map[*customPage][]*member // the sites that show each
 
 	ctx     context.Context // ends with the config
 	running atomic.Bool     // this is or was the running config
@@ -49,12 +50,17 @@ type App struct {
 	// wait in their turn.
 	reads  chan struct{}
 	gaveUp atomic.Bool
+
+	client  *http.Client  // for pages
+	fetches chan struct{} // limits the pages that are being fetched
 }
 
 // member is a site as this config has it.
 type member struct {
 	*site
 	initiallyOn bool
+	pages       []*customPage // of all its handlers
+	rendered    sync.Map      // those that say something about the maintenance: *customPage to *rendering
 }
 
 // awaitDrained returns true as soon as the site is closed and nothing is in
@@ -116,7 +122,10 @@ func (a *App) Provision(ctx caddy.Context) error {
 	a.log = ctx.Logger()
 	a.storage = ctx.Storage()
 	a.members = make(map[string]*member)
+	a.pages = make(map[*customPage][]*member)
 	a.reads = make(chan struct{}, maxReads)
+	a.client = newPageClient()
+	a.fetches = make(chan struct{}, maxFetches)
 	a.ctx = ctx
 
 	var err error
@@ -129,10 +138,14 @@ func (a *App) Provision(ctx caddy.Context) error {
 // Start begins the app's work, which waits until the config runs.
 func (a *App) Start() error {
 	go func() {
-		if a.untilRunning() {
-			go a.watchClock()
-			a.follow()
+		if !a.untilRunning() {
+			return
 		}
+		for p := range a.pages {
+			go a.keepPage(p)
+		}
+		go a.watchClock()
+		a.follow()
 	}()
 	return nil
 }
@@ -190,7 +203,7 @@ func (a *App) syncInterval() string {
 
 // join adds a handler to its site, which must be released. The record of a site
 // that this process does not know yet begins to be read.
-func (a *App) join(name string, initiallyOn bool) (*site, error) {
+func (a *App) join(name string, initiallyOn bool) (*member, error) {
 	m, ok := a.members[name]
 	if ok && m.initiallyOn != initiallyOn {
 		return nil, fmt.Errorf("initial_state: one handler of site %s says on and another does not; all of them must", name)
@@ -208,7 +221,7 @@ func (a *App) join(name string, initiallyOn bool) (*site, error) {
 			}
 		})
 	}
-	return s, nil
+	return m, nil
 }
 
 // sorted returns the config's sites by name.
@@ -293,7 +306,7 @@ func (a *App) takeIn(m *member, raw []byte, err error) (*record, error) {
 		return r, nil // what a switch here has just stored is not another instance's
 	}
 	if before, after := m.learn(r, err); after != nil {
-		a.logChange(m, before, after, "sync", "")
+		a.changed(m, before, after, "sync", "")
 	}
 	return r, err
 }
@@ -519,7 +532,7 @@ func (a *App) carryOut(m *member, client string, decide func(*state) (*change, e
 			return storeError(m, err)
 		}
 		if after != nil {
-			a.logChange(m, before, after, "api", client)
+			a.changed(m, before, after, "api", client)
 			return nil
 		}
 		// Another instance has switched the site at the same time, and this one
@@ -574,7 +587,8 @@ func (a *App) watchClock() {
 	}
 }
 
-func (a *App) logChange(m *member, before, after *state, source, client string) {
+// changed is called after each change of a site, before a switch is answered.
+func (a *App) changed(m *member, before, after *state, source, client string) {
 	if before.kind == loading {
 		return
 	}
@@ -601,6 +615,9 @@ func (a *App) logChange(m *member, before, after *state, source, client string) 
 		fields = append(fields, zap.String("client", client))
 	}
 	a.log.Info(message, append(fields, after.fields()...)...)
+	if isOn {
+		m.showPages(after)
+	}
 	if isOn && !wasOn {
 		go logDrained(m)
 	}

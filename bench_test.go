@@ -94,7 +94,7 @@ func benchGate(tb testing.TB, r *record) caddyhttp.Handler {
 	tb.Helper()
 	s := newSite("bench")
 	s.learn(r, nil)
-	gate := &Handler{Site: s.name, RetryAfter: caddy.Duration(defaultRetryAfter), site: s}
+	gate := &Handler{Site: s.name, RetryAfter: caddy.Duration(defaultRetryAfter), site: &member{site: s}}
 	return caddyhttp.HandlerFunc(func(w http.ResponseWriter, r *http.Request) error {
 		return gate.ServeHTTP(w, r, benchApp)
 	})

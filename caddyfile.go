@@ -1,6 +1,7 @@
 package maintenance
 
 import (
+	"strings"
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
@@ -19,7 +20,9 @@ func init() {
 // parseDirective sets up a handler from Caddyfile tokens. Syntax:
 //
 //	maintenance [<matcher>] <site> {
+//	    page          <url|file>
 //	    retry_after   <duration>
+//	    refresh       <duration>
 //	    bypass        <matcher>
 //	    bypass {
 //	        <matchers...>
@@ -51,7 +54,20 @@ func parseDirective(h httpcaddyfile.Helper) (caddyhttp.MiddlewareHandler, error)
 		given[name] = true
 
 		switch name {
-		case "retry_after":
+		case "page":
+			page, err := parseOneArg(h.Dispenser)
+			if err != nil {
+				return nil, err
+			}
+			// What a placeholder stands for is known when the config loads.
+			if !strings.Contains(page, "{") {
+				if _, _, err := checkPage(page); err != nil {
+					return nil, h.WrapErr(err)
+				}
+			}
+			handler.Page = page
+
+		case "retry_after", "refresh":
 			arg, err := parseOneArg(h.Dispenser)
 			if err != nil {
 				return nil, err
@@ -60,10 +76,14 @@ func parseDirective(h httpcaddyfile.Helper) (caddyhttp.MiddlewareHandler, error)
 			if err != nil {
 				return nil, err
 			}
-			if err := checkRetryAfter(d); err != nil {
+			if name == "refresh" {
+				handler.Refresh, err = caddy.Duration(d), checkRefresh(d)
+			} else {
+				handler.RetryAfter, err = caddy.Duration(d), checkRetryAfter(d)
+			}
+			if err != nil {
 				return nil, h.WrapErr(err)
 			}
-			handler.RetryAfter = caddy.Duration(d)
 
 		case "bypass":
 			matcherSet, err := parseBypass(h)
@@ -83,7 +103,7 @@ func parseDirective(h httpcaddyfile.Helper) (caddyhttp.MiddlewareHandler, error)
 			handler.InitialState = state
 
 		default:
-			return nil, h.Errf("unknown subdirective %q; maintenance knows retry_after, bypass and initial_state", name)
+			return nil, h.Errf("unknown subdirective %q; maintenance knows page, retry_after, refresh, bypass and initial_state", name)
 		}
 	}
 	return handler, nil

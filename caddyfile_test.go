@@ -81,7 +81,7 @@ func TestWrongCaddyfileIsRefused(t *testing.T) {
 		{`maintenance @undefined shop`, `unrecognized matcher name: @undefined`},
 		{`maintenance shop {
 			colour red
-		}`, `unknown subdirective "colour"; maintenance knows retry_after, bypass and initial_state, at Caddyfile:3`},
+		}`, `unknown subdirective "colour"; maintenance knows page, retry_after, refresh, bypass and initial_state, at Caddyfile:3`},
 		{`maintenance shop {
 			retry_after
 		}`, `retry_after takes one argument, and 0 are given, at Caddyfile:3`},

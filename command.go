@@ -224,6 +224,9 @@ func (c *command) showStatus(args []string) error {
 		if c.json {
 			return c.printJSON("")
 		}
+		for _, site := range list {
+			c.warnOfPages(site)
+		}
 		return c.printTable(list)
 	}
 	site, err := pickOne(list, args)
@@ -244,6 +247,7 @@ func (c *command) showStatus(args []string) error {
 	case c.json:
 		err = c.printJSON(site.Site)
 	case c.limit == 0:
+		c.warnOfPages(site)
 		fmt.Fprintln(c.out, site.State)
 	}
 	return errors.Join(waited, err)
@@ -281,9 +285,7 @@ func (c *command) turnOn(args []string) error {
 	if err := c.collectOptions(time.Now()); err != nil {
 		return err
 	}
-	return c.switchEach("Enabling", args, func(before siteStatus) (string, error) {
-		var after siteStatus
-		var err error
+	return c.switchEach("Enabling", args, func(before siteStatus) (said string, after siteStatus, err error) {
 		if before.State == "on" {
 			err = c.request(http.MethodPatch, siteURI(before.Site), c.given, &after)
 			if refused := new(apiError); errors.As(err, &refused) && refused.status == http.StatusConflict {
@@ -294,9 +296,9 @@ func (c *command) turnOn(args []string) error {
 			err = c.request(http.MethodPut, siteURI(before.Site), c.given, &after)
 		}
 		if err != nil {
-			return "", err
+			return "", after, err
 		}
-		said := "done"
+		said = "done"
 		if before.State == "on" {
 			said += " (was already on" + sinceWords(before.Since) + ")"
 		}
@@ -306,25 +308,24 @@ func (c *command) turnOn(args []string) error {
 		case !after.Until.IsZero():
 			said += ", ends by itself " + clockTime(after.Until) + " (in " + roughly(time.Until(after.Until)) + ")"
 		}
-		return said, nil
+		return said, after, nil
 	})
 }
 
 func (c *command) turnOff(args []string) error {
-	return c.switchEach("Disabling", args, func(before siteStatus) (string, error) {
-		if err := c.request(http.MethodDelete, siteURI(before.Site), nil, new(siteStatus)); err != nil {
-			return "", err
-		}
+	return c.switchEach("Disabling", args, func(before siteStatus) (said string, after siteStatus, err error) {
+		err = c.request(http.MethodDelete, siteURI(before.Site), nil, &after)
+		said = "done"
 		if before.State == "off" {
-			return "done (was already off" + sinceWords(before.Since) + ")", nil
+			said += " (was already off" + sinceWords(before.Since) + ")"
 		}
-		return "done", nil
+		return said, after, err
 	})
 }
 
 // switchEach switches the sites that args name, and waits for them if that was
 // asked for. One that fails does not keep the others from being switched.
-func (c *command) switchEach(doing string, args []string, change func(siteStatus) (said string, err error)) error {
+func (c *command) switchEach(doing string, args []string, change func(siteStatus) (said string, after siteStatus, err error)) error {
 	list, err := c.sites()
 	if err != nil {
 		return err
@@ -338,19 +339,38 @@ func (c *command) switchEach(doing string, args []string, change func(siteStatus
 	var switched []string
 	for _, site := range picked {
 		fmt.Fprintf(c.out, "%s maintenance mode for %s... ", doing, site.Site)
-		said, err := change(site)
+		said, after, err := change(site)
 		if err != nil {
 			fmt.Fprintln(c.out, "failed")
 			failed = append(failed, err)
 			continue
 		}
 		fmt.Fprintln(c.out, said)
+		if after.State == "on" {
+			c.warnOfPages(after)
+		}
 		switched = append(switched, site.Site)
 	}
 	if c.limit > 0 {
 		failed = append(failed, c.waitForEach(switched))
 	}
 	return errors.Join(failed...)
+}
+
+// warnOfPages says what the site's visitors do not see.
+func (c *command) warnOfPages(site siteStatus) {
+	for _, p := range site.Pages {
+		seen := "the default page"
+		if p.State == "stale" {
+			seen = "the copy of " + clockTime(p.FetchedAt)
+		}
+		if p.Error != "" {
+			fmt.Fprintf(c.errOut, "warning: %s: page %s could not be fetched, and visitors see %s: %s\n", site.Site, p.Source, seen, p.Error)
+		}
+		if site.Message != "" && !p.ShowsMessage {
+			fmt.Fprintf(c.errOut, "warning: %s: page %s does not show the message; write %s where it belongs\n", site.Site, p.Source, messagePlaceholder)
+		}
+	}
 }
 
 func sinceWords(t time.Time) string {

@@ -41,9 +41,28 @@ type Handler struct {
 	// same name are switched together. Required.
 	Site string `json:"site"`
 
+	// A page of one's own in place of the default one: what contains `://` or
+	// begins with `//` (which is read as https) is an `https` or `http` URL,
+	// anything else the path of a file, relative to Caddy's working directory.
+	// Placeholders such as `{env.MAINTENANCE_PAGE_URL}` are replaced when the
+	// config loads; if nothing is left, it is the default page.
+	//
+	// The page has to be HTML of at most 1 MiB. It is fetched when the config
+	// has started, every 10 minutes, when the site is switched on, and after a
+	// failure again in 5 seconds, then twice as long each time up to 10 minutes;
+	// never for a visitor, who gets the last good copy, or the default page if
+	// there has never been one. `{maintenance.message}` and
+	// `{maintenance.until}` in it are replaced by the switch's message and end.
+	// Default: none.
+	Page string `json:"page,omitempty"`
+
 	// What the `Retry-After` header says if the switch says nothing else.
 	// Default: `5m`. At least `1s`.
 	RetryAfter caddy.Duration `json:"retry_after,omitempty"`
+
+	// Has browsers ask again after this time by themselves, in whole seconds,
+	// with a `Refresh` header. At least `1s`. Default: none.
+	Refresh caddy.Duration `json:"refresh,omitempty"`
 
 	// Requests that are let through although the site is in maintenance: those
 	// that match any of these matcher sets. An empty matcher set is an error.
@@ -53,7 +72,8 @@ type Handler struct {
 	// `off`. All handlers of a site must agree on it. Default: `off`.
 	InitialState string `json:"initial_state,omitempty"`
 
-	site        *site
+	site        *member
+	page        *customPage // nil for the default page
 	initiallyOn bool
 	bypass      caddyhttp.MatcherSets
 }
@@ -78,6 +98,19 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 	if err := checkRetryAfter(time.Duration(h.RetryAfter)); err != nil {
 		return err
 	}
+	if h.Refresh != 0 {
+		if err := checkRefresh(time.Duration(h.Refresh)); err != nil {
+			return err
+		}
+	}
+	page, err := resolvePage(h.Page)
+	if err != nil {
+		return err
+	}
+	source, content, err := checkPage(page)
+	if err != nil {
+		return err
+	}
 	if h.initiallyOn, err = parseInitialState(h.InitialState); err != nil {
 		return err
 	}
@@ -97,14 +130,24 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 	if err != nil {
 		return err
 	}
-	h.site, err = app.(*App).join(name, h.initiallyOn)
-	return err
+	m, err := app.(*App).join(name, h.initiallyOn)
+	if err != nil {
+		return err
+	}
+	h.site = m
+	if source.location != "" {
+		h.page = app.(*App).addPage(m, source, content)
+	}
+	return nil
 }
 
-// Cleanup parts the handler from its site.
+// Cleanup parts the handler from its site and its page.
 func (h *Handler) Cleanup() error {
+	if h.page != nil {
+		_, _ = customPages.Delete(h.page.location) // there is nothing to destruct
+	}
 	if h.site != nil {
-		sites.release(h.site)
+		sites.release(h.site.site)
 	}
 	return nil
 }
@@ -128,8 +171,7 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 			return next.ServeHTTP(w, r)
 		}
 	}
-	respond(w, r, state, time.Duration(h.RetryAfter))
-	return nil
+	return h.respond(w, r, state)
 }
 
 // serveAdmitted counts a request until it ends, in whichever way. One that ends
@@ -149,6 +191,7 @@ func (h *Handler) serveAdmitted(w http.ResponseWriter, r *http.Request, next cad
 const (
 	defaultRetryAfter = 5 * time.Minute
 	minRetryAfter     = time.Second
+	minRefresh        = time.Second
 )
 
 func checkRetryAfter(d time.Duration) error {
@@ -156,6 +199,22 @@ func checkRetryAfter(d time.Duration) error {
 		return fmt.Errorf("retry_after: %s given, at least %s is accepted", d, minRetryAfter)
 	}
 	return nil
+}
+
+func checkRefresh(d time.Duration) error {
+	if d < minRefresh {
+		return fmt.Errorf("refresh: %s given, at least %s is accepted", d, minRefresh)
+	}
+	return nil
+}
+
+// resolvePage replaces the placeholders of a page's location.
+func resolvePage(page string) (string, error) {
+	resolved, err := caddy.NewReplacer().ReplaceOrErr(page, false, true)
+	if err != nil {
+		return "", fmt.Errorf("page: %q given: %w; accepted are those that are known when the config loads, such as {env.MAINTENANCE_PAGE_URL}", page, err)
+	}
+	return strings.TrimSpace(resolved), nil
 }
 
 func parseInitialState(s string) (on bool, err error) {

@@ -3,7 +3,9 @@ package maintenance
 import (
 	"bytes"
 	"compress/gzip"
+	"context"
 	"encoding/json"
+	"fmt"
 	"html/template"
 	"iter"
 	"math/rand/v2"
@@ -11,20 +13,26 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
+	"unicode/utf8"
 )
 
 // respond answers a request of a site that is in maintenance.
-func respond(w http.ResponseWriter, r *http.Request, st *state, configured time.Duration) {
-	retryAfter := retryAfterSeconds(st.options(), configured)
+func (h *Handler) respond(w http.ResponseWriter, r *http.Request, st *state) error {
+	retryAfter := retryAfterSeconds(st.options(), time.Duration(h.RetryAfter))
 
 	var contentType, contentEncoding string
 	var body []byte
 	switch negotiate(r.Header["Accept"]) {
 	case mediaHTML:
-		contentType, body = "text/html; charset=utf-8", st.page.html
-		if len(st.page.gzip) > 0 && acceptsGzip(r.Header["Accept-Encoding"]) {
-			contentEncoding, body = "gzip", st.page.gzip
+		shown, err := h.document(r.Context(), st)
+		if err != nil {
+			return err
+		}
+		contentType, body = shown.contentType, shown.html
+		if len(shown.gzip) > 0 && acceptsGzip(r.Header["Accept-Encoding"]) {
+			contentEncoding, body = "gzip", shown.gzip
 		}
 	case mediaJSON:
 		contentType, body = "application/problem+json", problem(st.options(), retryAfter)
@@ -46,6 +54,9 @@ func respond(w http.ResponseWriter, r *http.Request, st *state, configured time.
 		"Content-Length", strconv.Itoa(len(body)),
 		"X-Content-Type-Options", "nosniff",
 	)
+	if h.Refresh > 0 {
+		header.Set("Refresh", strconv.FormatInt(wholeSeconds(time.Duration(h.Refresh)), 10))
+	}
 	header.Add("Vary", "Accept, Accept-Encoding")
 	if r.ProtoMajor == 1 && r.Header.Get("Expect") != "" {
 		// Otherwise the server would read the body to keep the connection.
@@ -54,6 +65,20 @@ func respond(w http.ResponseWriter, r *http.Request, st *state, configured time.
 	w.WriteHeader(http.StatusServiceUnavailable)
 	if r.Method != http.MethodHead {
 		_, _ = w.Write(body)
+	}
+	return nil
+}
+
+// document is the HTML page of the handler.
+func (h *Handler) document(ctx context.Context, st *state) (*document, error) {
+	if h.page == nil {
+		return st.page.document, nil
+	}
+	select {
+	case <-h.page.recalled:
+		return h.site.document(h.page, st), nil
+	case <-ctx.Done():
+		return nil, ctx.Err()
 	}
 }
 
@@ -81,21 +106,37 @@ func retryAfterSeconds(o options, configured time.Duration) int64 {
 	if countDown {
 		wait = time.Until(o.Until)
 	}
-	seconds := int64(wait / time.Second)
-	if wait%time.Second > 0 {
-		seconds++
-	}
-	seconds = max(1, seconds)
+	seconds := max(1, wholeSeconds(wait))
 	if countDown {
 		seconds += rand.Int64N(seconds/10 + 1) //nolint:gosec // no secret
 	}
 	return seconds
 }
 
-// page is what visitors get, rendered when the options change and not for each
-// of them.
+// wholeSeconds rounds up.
+func wholeSeconds(d time.Duration) int64 {
+	seconds := int64(d / time.Second)
+	if d%time.Second > 0 {
+		seconds++
+	}
+	return seconds
+}
+
+// page is the default one, rendered when the options change and not for each
+// visitor.
 type page struct {
-	html, gzip, text []byte
+	*document
+	text []byte
+}
+
+// document is a page as HTML.
+type document struct {
+	contentType string
+	html, gzip  []byte // gzip is empty where compression does not pay
+}
+
+func newDocument(html []byte, charset string) *document {
+	return &document{contentType: "text/html; charset=" + charset, html: html, gzip: compress(html)}
 }
 
 const stockSentence = "This site is down for maintenance and will be back soon."
@@ -130,7 +171,7 @@ func renderPage(o options) *page {
 		text = stockSentence + "\n"
 	}
 	if !o.Until.IsZero() {
-		data.Until = o.Until.Format("2006-01-02 15:04 MST")
+		data.Until = formatUntil(o.Until)
 		data.DateTime = o.Until.Format(time.RFC3339)
 		text += "It is expected back at " + data.Until + ".\n"
 	}
@@ -139,7 +180,80 @@ func renderPage(o options) *page {
 	if err := pageTemplate.Execute(&html, data); err != nil {
 		panic(err) // the template and its data are ours, and so is the buffer
 	}
-	return &page{html: html.Bytes(), gzip: compress(html.Bytes()), text: []byte(text)}
+	return &page{document: newDocument(html.Bytes(), "utf-8"), text: []byte(text)}
+}
+
+// The placeholders of a custom page.
+const (
+	messagePlaceholder = "{maintenance.message}"
+	untilPlaceholder   = "{maintenance.until}"
+)
+
+// rendering is a custom page as it shows a state of the site, made once by
+// whoever comes first.
+type rendering struct {
+	state    *state
+	copy     *pageCopy
+	document func() *document
+}
+
+// document is the custom page as it shows a state, or the default page as long as
+// there is no copy.
+func (m *member) document(p *customPage, st *state) *document {
+	c := p.copy.Load()
+	if c == nil {
+		return st.page.document
+	}
+	if c.plain != nil {
+		return c.plain()
+	}
+	for {
+		known, ok := m.rendered.Load(p)
+		if r, _ := known.(*rendering); ok && r.state == st && r.copy == c {
+			return r.document()
+		}
+		fresh := &rendering{st, c, sync.OnceValue(func() *document { return c.render(st.options()) })}
+		if ok {
+			m.rendered.CompareAndSwap(p, known, fresh)
+		} else {
+			m.rendered.LoadOrStore(p, fresh)
+		}
+	}
+}
+
+// render puts the options in the place of their placeholders.
+func (c *pageCopy) render(o options) *document {
+	html := strings.NewReplacer(
+		messagePlaceholder, c.escape(o.Message),
+		untilPlaceholder, c.escape(formatUntil(o.Until)),
+	).Replace(string(c.HTML))
+	return newDocument([]byte(html), c.Charset)
+}
+
+// escape makes text safe in the page's text and in its attributes; in another
+// charset than UTF-8 it takes no more than that is sure to have, which is ASCII.
+func (c *pageCopy) escape(text string) string {
+	text = template.HTMLEscapeString(text)
+	if c.isUTF8() {
+		return text
+	}
+	var escaped strings.Builder
+	for _, r := range text {
+		if r < utf8.RuneSelf {
+			escaped.WriteRune(r)
+		} else {
+			fmt.Fprintf(&escaped, "&#%d;", r)
+		}
+	}
+	return escaped.String()
+}
+
+// formatUntil is the end of a maintenance as visitors read it, if it has one.
+func formatUntil(t time.Time) string {
+	if t.IsZero() {
+		return ""
+	}
+	return t.Format("2006-01-02 15:04 MST")
 }
 
 // compress returns nothing where compression does not pay.

@@ -228,7 +228,7 @@ type state struct {
 	ended    bool          // the record's until has passed; it does not begin again if the clock is set back
 	reported atomic.Bool   // that it ended has been logged
 	replaced chan struct{} // closed when another state takes its place
-	page     *page         // what visitors get while the site is in maintenance
+	page     *page         // the default page of the maintenance
 }
 
 type stateKind int
