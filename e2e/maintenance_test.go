@@ -1,0 +1,101 @@
+package e2e
+
+import (
+	"net/http"
+	"testing"
+)
+
+const message = "Back at <b>three</b>."
+
+func TestVisitorSeesTheDefaultPage(t *testing.T) {
+	s := startShop(t, "", "")
+	v := newVisitor(t)
+	v.opens(s.url, http.StatusOK)
+	v.sees("h1", "Welcome to the shop")
+
+	s.maintenance("on", "shop", "--message", message)
+	v.opens(s.url, http.StatusServiceUnavailable)
+	v.sees("h1", "Down for maintenance")
+	v.sees("p", message)
+}
+
+// customPage takes an image and a style sheet from the site, and has more styles
+// and a script in itself.
+const customPage = `<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<title>The shop is being painted</title>
+<link rel="stylesheet" href="/maintenance-assets/style.css">
+<style>#message { font-style: italic }</style>
+</head>
+<body>
+<img id="logo" src="/maintenance-assets/logo.png" alt="Our logo">
+<h1>The shop is being painted</h1>
+<p id="message">{maintenance.message}</p>
+<p>By script: <span id="detail">nothing</span> <span id="until">nothing</span></p>
+<script>
+const show = (id, text) => { document.getElementById(id).innerText = text }
+show("detail", "asking")
+fetch(location.href, {headers: {Accept: "application/json"}})
+	.then(response => response.json())
+	.then(problem => { show("detail", problem.detail); show("until", problem.until ?? "no end") })
+</script>
+</body>
+</html>
+`
+
+// What the browser has if it has taken over a part of the custom page.
+const (
+	logoLoaded   = `document.getElementById("logo").naturalWidth === 64`
+	sheetApplied = `getComputedStyle(document.getElementById("message")).color === "rgb(0, 128, 0)"`
+	inlineStyled = `getComputedStyle(document.getElementById("message")).fontStyle === "italic"`
+	scriptHasRun = `document.getElementById("detail").innerText !== "nothing"`
+)
+
+func TestVisitorSeesTheCustomPageWithImageAndStyle(t *testing.T) {
+	s := startShopWithPage(t, customPage, "")
+	s.maintenance("on", "shop", "--message", message)
+	v := newVisitor(t)
+	v.opens(s.url, http.StatusServiceUnavailable)
+	v.sees("h1", "The shop is being painted")
+	v.sees("#message", message)
+	v.has(logoLoaded)
+	v.has(sheetApplied)
+	v.has(inlineStyled)
+}
+
+func TestPageWithRefreshBringsTheVisitorBack(t *testing.T) {
+	s := startShop(t, "refresh 1s", "")
+	s.maintenance("on", "shop")
+	v := newVisitor(t)
+	v.opens(s.url, http.StatusServiceUnavailable)
+	v.sees("h1", "Down for maintenance")
+
+	s.maintenance("off", "shop")
+	v.sees("h1", "Welcome to the shop")
+}
+
+func TestScriptOfThePageReadsTheState(t *testing.T) {
+	const until = "2999-01-31T03:00:00Z"
+	s := startShopWithPage(t, customPage, "")
+	s.maintenance("on", "shop", "--message", message, "--until", until)
+	v := newVisitor(t)
+	v.opens(s.url, http.StatusServiceUnavailable)
+	v.sees("#detail", message)
+	v.sees("#until", until)
+}
+
+// The site's own policy is sent with the page, too, and forbids here what is
+// not from the site: what the page has in itself, but not the assets.
+func TestSiteSecurityPolicyAppliesToThePage(t *testing.T) {
+	s := startShopWithPage(t, customPage, `header Content-Security-Policy "default-src 'self'"`)
+	s.maintenance("on", "shop", "--message", message)
+	v := newVisitor(t)
+	v.opens(s.url, http.StatusServiceUnavailable)
+	v.sees("#message", message)
+	v.has(logoLoaded)
+	v.has(sheetApplied)
+	v.has("!(" + inlineStyled + ")")
+	v.has("!(" + scriptHasRun + ")")
+}

@@ -1,0 +1,228 @@
+package e2e
+
+import (
+	"encoding/json"
+	"fmt"
+	"image"
+	"image/png"
+	"math/rand/v2"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+)
+
+// shop is a site that can be put into maintenance, the app behind it, and the
+// Caddy that runs both, with directories and an admin endpoint of its own.
+type shop struct {
+	t      *testing.T
+	dir    string
+	assets string // what the site serves in maintenance, too
+	url    string
+	admin  string // address
+}
+
+// startShop runs the site with further subdirectives of its maintenance
+// directive and further directives of the site, and returns when it is serving.
+func startShop(t *testing.T, subdirectives, directives string) *shop {
+	t.Helper()
+	dir := t.TempDir()
+	s := &shop{
+		t:      t,
+		dir:    dir,
+		assets: filepath.Join(dir, "assets"),
+		url:    "http://localhost:" + freePort(t),
+		admin:  "127.0.0.1:" + freePort(t),
+	}
+	s.writeAssets()
+	s.run(s.caddyfile(freePort(t), subdirectives, directives))
+	eventually(t, "Caddy runs its config", func() bool {
+		_, err := s.status()
+		return err == nil
+	})
+	return s
+}
+
+// startShopWithPage does the same, and has the site's page on another server,
+// from which it has been fetched on return.
+func startShopWithPage(t *testing.T, page, directives string) *shop {
+	t.Helper()
+	host := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", "text/html; charset=utf-8")
+		fmt.Fprint(w, page)
+	}))
+	t.Cleanup(host.Close)
+	s := startShop(t, "page "+host.URL+"/page.html", directives)
+	eventually(t, "the page has been fetched", func() bool {
+		status, err := s.status()
+		return err == nil && len(status.Pages) == 1 && status.Pages[0].State == "ok"
+	})
+	return s
+}
+
+func (s *shop) caddyfile(appPort, subdirectives, directives string) string {
+	return fmt.Sprintf(`{
+	admin %s
+	auto_https off
+	default_bind 127.0.0.1
+	persist_config off
+	storage file_system %q
+}
+
+%s {
+	maintenance shop {
+		bypass /maintenance-assets/*
+		%s
+	}
+	%s
+	handle_path /maintenance-assets/* {
+		root %q
+		file_server
+	}
+	handle {
+		reverse_proxy 127.0.0.1:%s
+	}
+}
+
+http://:%[7]s {
+	header Content-Type "text/html; charset=utf-8"
+	respond "<!DOCTYPE html><title>Shop</title><h1>Welcome to the shop</h1>"
+}
+`, s.admin, filepath.Join(s.dir, "storage"), s.url, subdirectives, directives, s.assets, appPort)
+}
+
+const style = `#message { color: rgb(0, 128, 0) }`
+
+func (s *shop) writeAssets() {
+	s.t.Helper()
+	if err := os.Mkdir(s.assets, 0o700); err != nil {
+		s.t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(s.assets, "style.css"), []byte(style), 0o600); err != nil {
+		s.t.Fatal(err)
+	}
+	logo, err := os.Create(filepath.Join(s.assets, "logo.png"))
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	defer logo.Close()
+	if err := png.Encode(logo, image.NewGray(image.Rect(0, 0, 64, 32))); err != nil {
+		s.t.Fatal(err)
+	}
+}
+
+// run starts Caddy and ends it with the test.
+func (s *shop) run(caddyfile string) {
+	s.t.Helper()
+	path := filepath.Join(s.dir, "Caddyfile")
+	if err := os.WriteFile(path, []byte(caddyfile), 0o600); err != nil {
+		s.t.Fatal(err)
+	}
+	log, err := os.Create(filepath.Join(s.dir, "caddy.log"))
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	defer log.Close()
+	cmd := s.command("run", "--config", path, "--adapter", "caddyfile")
+	cmd.Stdout, cmd.Stderr = log, log
+	if err := cmd.Start(); err != nil {
+		s.t.Fatal(err)
+	}
+	s.t.Cleanup(func() {
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait()
+		s.checkLog(log.Name())
+	})
+}
+
+// checkLog fails the test if the race detector has found something, and shows
+// the log of a test that failed.
+func (s *shop) checkLog(path string) {
+	log, err := os.ReadFile(path)
+	if err != nil {
+		s.t.Error(err)
+	}
+	if strings.Contains(string(log), "WARNING: DATA RACE") {
+		s.t.Error("data race")
+	}
+	if s.t.Failed() {
+		s.t.Logf("the log of Caddy:\n%s", log)
+	}
+}
+
+// maintenance switches the site.
+func (s *shop) maintenance(args ...string) {
+	s.t.Helper()
+	cmd := s.command(append([]string{"maintenance", "--address", s.admin}, args...)...)
+	if output, err := cmd.CombinedOutput(); err != nil {
+		s.t.Fatalf("caddy maintenance %s: %s: %s", strings.Join(args, " "), err, output)
+	}
+}
+
+// command returns the command line `caddy <args...>`, cut off from the
+// developer's own Caddy.
+func (s *shop) command(args ...string) *exec.Cmd {
+	cmd := exec.Command(binary, args...)
+	cmd.Dir = s.dir
+	cmd.Env = append(os.Environ(),
+		"HOME="+s.dir,
+		"XDG_DATA_HOME="+filepath.Join(s.dir, "data"),
+		"XDG_CONFIG_HOME="+filepath.Join(s.dir, "config"),
+		"CADDY_ADMIN="+s.admin,
+	)
+	return cmd
+}
+
+// status is the part of the admin API's answer that the tests look at.
+type status struct {
+	Pages []struct {
+		State string `json:"state"`
+	} `json:"pages"`
+}
+
+func (s *shop) status() (status, error) {
+	client := http.Client{Timeout: patience}
+	response, err := client.Get("http://" + s.admin + "/maintenance/shop")
+	if err != nil {
+		return status{}, err
+	}
+	defer response.Body.Close()
+	if response.StatusCode != http.StatusOK {
+		return status{}, fmt.Errorf("status of shop: %s", response.Status)
+	}
+	var answer status
+	err = json.NewDecoder(response.Body).Decode(&answer)
+	return answer, err
+}
+
+// Systems take the ports of outgoing connections from above this range, so that
+// a port stays free until Caddy listens on it.
+const (
+	firstPort = 20000
+	lastPort  = 32000
+)
+
+var port = firstPort + rand.IntN(lastPort-firstPort)
+
+// freePort returns a port that nothing listens on and that is given out only
+// once.
+func freePort(t *testing.T) string {
+	t.Helper()
+	for range lastPort - firstPort {
+		if port++; port > lastPort {
+			port = firstPort
+		}
+		listener, err := net.Listen("tcp", ":"+strconv.Itoa(port))
+		if err == nil {
+			listener.Close()
+			return strconv.Itoa(port)
+		}
+	}
+	t.Fatal("no port is free")
+	return ""
+}
