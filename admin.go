@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"slices"
 	"strings"
 	"time"
 
@@ -295,6 +296,7 @@ func (a *App) status(m *member) siteStatus {
 	for _, p := range m.pages {
 		pages = append(pages, p.status())
 	}
+	slices.SortFunc(pages, func(x, y pageStatus) int { return strings.Compare(x.Source, y.Source) })
 	return siteStatus{
 		Site:         m.name,
 		State:        st.word(m.initiallyOn),

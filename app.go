@@ -40,7 +40,7 @@ type App struct {
 	storage  certmagic.Storage
 	instance string
 	members  map[string]*member
-	pages    map[*customPage][]*member // the sites that show each
+	pages    map[*customPage][]*shownPage // as its sites show each
 
 	ctx     context.Context // ends with the config
 	running atomic.Bool     // this is or was the running config
@@ -51,16 +51,16 @@ type App struct {
 	reads  chan struct{}
 	gaveUp atomic.Bool
 
-	client  *http.Client  // for pages
-	fetches chan struct{} // limits the pages that are being fetched
+	client    *http.Client  // for pages
+	fetches   chan struct{} // limits the pages that are being fetched
+	pageReads chan struct{} // limits the copies that are being read or stored; apart from reads, on which sites depend
 }
 
 // member is a site as this config has it.
 type member struct {
 	*site
 	initiallyOn bool
-	pages       []*customPage // of all its handlers
-	rendered    sync.Map      // those that say something about the maintenance: *customPage to *rendering
+	pages       []*shownPage // of all its handlers
 }
 
 // awaitDrained returns true as soon as the site is closed and nothing is in
@@ -122,10 +122,11 @@ func (a *App) Provision(ctx caddy.Context) error {
 	a.log = ctx.Logger()
 	a.storage = ctx.Storage()
 	a.members = make(map[string]*member)
-	a.pages = make(map[*customPage][]*member)
+	a.pages = make(map[*customPage][]*shownPage)
 	a.reads = make(chan struct{}, maxReads)
 	a.client = newPageClient()
 	a.fetches = make(chan struct{}, maxFetches)
+	a.pageReads = make(chan struct{}, maxPageReads)
 	a.ctx = ctx
 
 	var err error

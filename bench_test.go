@@ -4,6 +4,7 @@ import (
 	"maps"
 	"net/http"
 	"net/http/httptest"
+	"strings"
 	"testing"
 	"time"
 
@@ -21,20 +22,34 @@ func BenchmarkGateOff(b *testing.B) {
 	b.Run("SwitchedOff", func(b *testing.B) { benchServe(b, benchGate(b, benchRecord(b, false)), nil) })
 }
 
+const browserAccept = "text/html,application/xhtml+xml,application/xml;q=0.9,image/avif,image/webp,*/*;q=0.8"
+
 func BenchmarkGateOn(b *testing.B) {
 	gate := benchGate(b, benchRecord(b, true))
-	browser := "text/html,application/xhtml+xml,application/xml;q=0.9,image/avif,image/webp,*/*;q=0.8"
 	for _, visitor := range []struct {
 		name   string
 		header http.Header
 	}{
 		{"NoAccept", nil},
-		{"HTML", http.Header{"Accept": {browser}}},
-		{"Gzip", http.Header{"Accept": {browser}, "Accept-Encoding": {"gzip, deflate, br, zstd"}}},
+		{"HTML", http.Header{"Accept": {browserAccept}}},
+		{"Gzip", http.Header{"Accept": {browserAccept}, "Accept-Encoding": {"gzip, deflate, br, zstd"}}},
 		{"JSON", http.Header{"Accept": {"application/json"}}},
 		{"Text", http.Header{"Accept": {"text/plain"}}},
 	} {
 		b.Run(visitor.name, func(b *testing.B) { benchServe(b, gate, visitor.header) })
+	}
+}
+
+// Whatever its size, a custom page is not worked on for a visitor.
+func BenchmarkGateOnWithCustomPage(b *testing.B) {
+	for _, custom := range []struct{ name, html string }{
+		{"Plain", "<!DOCTYPE html><p>Back soon.</p>"},
+		{"Placeholders", "<!DOCTYPE html><p>{maintenance.message} {maintenance.until}</p>"},
+		{"1MiB", strings.Repeat("x", maxPage)},
+		{"1MiBPlaceholders", strings.Repeat("x", maxPage-len(messagePlaceholder)) + messagePlaceholder},
+	} {
+		gate := benchPageGate(b, benchRecord(b, true), benchPage(b, custom.html))
+		b.Run(custom.name, func(b *testing.B) { benchServe(b, gate, http.Header{"Accept": {browserAccept}}) })
 	}
 }
 
@@ -92,12 +107,30 @@ var benchApp = caddyhttp.HandlerFunc(func(w http.ResponseWriter, _ *http.Request
 // one that was never switched.
 func benchGate(tb testing.TB, r *record) caddyhttp.Handler {
 	tb.Helper()
+	return benchPageGate(tb, r, nil)
+}
+
+// benchPageGate is such a gate that shows a custom page.
+func benchPageGate(tb testing.TB, r *record, p *shownPage) caddyhttp.Handler {
+	tb.Helper()
 	s := newSite("bench")
 	s.learn(r, nil)
-	gate := &Handler{Site: s.name, RetryAfter: caddy.Duration(defaultRetryAfter), site: &member{site: s}}
+	gate := &Handler{Site: s.name, RetryAfter: caddy.Duration(defaultRetryAfter), site: &member{site: s}, page: p}
 	return caddyhttp.HandlerFunc(func(w http.ResponseWriter, r *http.Request) error {
 		return gate.ServeHTTP(w, r, benchApp)
 	})
+}
+
+// benchPage is a custom page that has been fetched.
+func benchPage(tb testing.TB, html string) *shownPage {
+	tb.Helper()
+	c, err := newPageCopy([]byte(html), http.Header{"Content-Type": {"text/html"}})
+	if err != nil {
+		tb.Fatal(err)
+	}
+	p := newCustomPage(pageSource{location: "bench"})
+	p.recall(c)
+	return &shownPage{customPage: p}
 }
 
 func benchRecord(tb testing.TB, enabled bool) *record {

@@ -233,6 +233,9 @@ func (c *command) showStatus(args []string) error {
 	if err != nil {
 		return err
 	}
+	if !c.json {
+		c.warnOfPages(site)
+	}
 	var waited error
 	if c.limit > 0 {
 		if site.State != "on" {
@@ -247,7 +250,6 @@ func (c *command) showStatus(args []string) error {
 	case c.json:
 		err = c.printJSON(site.Site)
 	case c.limit == 0:
-		c.warnOfPages(site)
 		fmt.Fprintln(c.out, site.State)
 	}
 	return errors.Join(waited, err)
@@ -359,13 +361,20 @@ func (c *command) switchEach(doing string, args []string, change func(siteStatus
 
 // warnOfPages says what the site's visitors do not see.
 func (c *command) warnOfPages(site siteStatus) {
+	see := "see"
+	if site.State == "off" {
+		see = "would see"
+	}
 	for _, p := range site.Pages {
 		seen := "the default page"
 		if p.State == "stale" {
 			seen = "the copy of " + clockTime(p.FetchedAt)
 		}
+		if p.State == "fetching" {
+			fmt.Fprintf(c.errOut, "warning: %s: page %s is still being fetched, and visitors %s the default page until then\n", site.Site, p.Source, see)
+		}
 		if p.Error != "" {
-			fmt.Fprintf(c.errOut, "warning: %s: page %s could not be fetched, and visitors see %s: %s\n", site.Site, p.Source, seen, p.Error)
+			fmt.Fprintf(c.errOut, "warning: %s: page %s could not be fetched, and visitors %s %s: %s\n", site.Site, p.Source, see, seen, p.Error)
 		}
 		if site.Message != "" && !p.ShowsMessage {
 			fmt.Fprintf(c.errOut, "warning: %s: page %s does not show the message; write %s where it belongs\n", site.Site, p.Source, messagePlaceholder)

@@ -37,10 +37,15 @@ var customPages = caddy.NewUsagePool()
 // the copy.
 type customPage struct {
 	pageSource
-	copy     atomic.Pointer[pageCopy]
-	recalled chan struct{} // closed when the copy in storage has been looked for
+	lastGood atomic.Pointer[pageCopy]
+	settled  chan struct{} // closed when there is a copy, or it is known that none is in storage
+	settle   func()
 	wanted   chan struct{} // asks for the page to be fetched now
-	storing  chan struct{} // holds a token while the copy is being stored
+
+	// storage holds a token while the copy is read from storage or written there.
+	// storageFailed, guarded by it, is that this failed and has been logged.
+	storage       chan struct{}
+	storageFailed bool
 
 	mu        sync.Mutex
 	disown    context.CancelFunc // ends the work of the config that fetches the page
@@ -50,24 +55,34 @@ type customPage struct {
 }
 
 const (
-	maxPage        = 1 << 20
-	maxPageHeaders = 64 << 10
-	maxRedirects   = 5
-	fetchTimeout   = 10 * time.Second
-	fetchInterval  = 10 * time.Minute
-	minRetry       = 5 * time.Second
+	maxPage         = 1 << 20
+	maxPlaceholders = 100 // in a page, so that a message cannot blow it up
+	maxPageHeaders  = 64 << 10
+	maxPageError    = 300
+	maxValidator    = 1024 // an ETag, say
+	maxRedirects    = 5
+	fetchTimeout    = 10 * time.Second
+	fetchInterval   = 10 * time.Minute
+	minRetry        = 5 * time.Second
 
-	maxFetches = 32
+	// recallPatience is how long visitors wait for the copy in storage, if there is
+	// none in memory, which is so only when a page has just come into the config.
+	recallPatience = 2 * time.Second
+
+	maxFetches   = 32 // at once, and so what hosts that hang can tie up
+	maxPageReads = 32
 )
 
 var errPageHostSilent = fmt.Errorf("no complete answer within %s", fetchTimeout)
 
 func newCustomPage(source pageSource) *customPage {
+	settled := make(chan struct{})
 	return &customPage{
 		pageSource: source,
-		recalled:   make(chan struct{}),
+		settled:    settled,
+		settle:     sync.OnceFunc(func() { close(settled) }),
 		wanted:     make(chan struct{}, 1),
-		storing:    make(chan struct{}, 1),
+		storage:    make(chan struct{}, 1),
 	}
 }
 
@@ -76,8 +91,12 @@ func newCustomPage(source pageSource) *customPage {
 // pageSource is the URL or the absolute path of a page.
 type pageSource struct {
 	location string
+	shown    string // the location without userinfo and query, which may be secret
 	remote   bool
 }
+
+// String is the source as it is shown.
+func (s pageSource) String() string { return s.shown }
 
 // parsePageSource tells URLs from files. It does not look at the file.
 func parsePageSource(page string) (pageSource, error) {
@@ -86,18 +105,20 @@ func parsePageSource(page string) (pageSource, error) {
 	}
 	if !strings.Contains(page, "://") {
 		path, err := filepath.Abs(page)
-		return pageSource{location: path}, err
+		return pageSource{location: path, shown: path}, err
 	}
-	source := pageSource{location: page, remote: true}
 	u, err := url.Parse(page)
 	if err != nil {
-		return source, fmt.Errorf("page: %q given, which is no URL: %w", source, bare(err))
+		// Neither what is given nor the error is shown: a password may be what is wrong.
+		return pageSource{}, errors.New("page: the URL given cannot be parsed; " +
+			"in a password or query, percent-encode what is not a letter, digit, or one of - . _ ~")
 	}
+	source := pageSource{location: page, shown: withoutSecrets(u), remote: true}
 	if u.Scheme != "https" && u.Scheme != "http" {
 		return source, fmt.Errorf("page: %q given, accepted are https, http, and for a file its path without a scheme", source)
 	}
 	if u.Hostname() == "" {
-		return source, fmt.Errorf("page: %q given, which names no host", source)
+		return source, errors.New("page: the URL given names no host")
 	}
 	return source, nil
 }
@@ -105,7 +126,7 @@ func parsePageSource(page string) (pageSource, error) {
 // checkPage refuses a page that cannot be shown, as far as that can be told
 // without fetching it, and returns the content of a file.
 func checkPage(page string) (pageSource, *pageCopy, error) {
-	if page == "" {
+	if page = strings.TrimSpace(page); page == "" {
 		return pageSource{}, nil, nil
 	}
 	source, err := parsePageSource(page)
@@ -114,7 +135,7 @@ func checkPage(page string) (pageSource, *pageCopy, error) {
 	}
 	c, err := readPage(source.location)
 	if errors.Is(err, fs.ErrNotExist) && looksLikeURL(page) {
-		err = fmt.Errorf("%w; did you mean https://%s?", err, page)
+		return source, nil, fmt.Errorf("page: %s; did you mean https:%s?", redact(err.Error()), redact("//"+scheme.ReplaceAllString(page, "")))
 	}
 	if err != nil {
 		return source, nil, fmt.Errorf("page: %w", err)
@@ -122,26 +143,27 @@ func checkPage(page string) (pageSource, *pageCopy, error) {
 	return source, c, nil
 }
 
+// scheme is one that lacks a slash or two.
+var scheme = regexp.MustCompile(`(?i)^https?:/?`)
+
 // looksLikeURL reports whether it may be the scheme that is missing.
 func looksLikeURL(page string) bool {
 	host, _, hasPath := strings.Cut(page, "/")
-	return strings.ContainsAny(host, ".:") && !strings.HasPrefix(host, ".") &&
+	return strings.ContainsAny(host, ".:") && !strings.HasPrefix(host, ".") && !strings.Contains(page, "{") &&
 		(hasPath || !strings.HasPrefix(filepath.Ext(host), ".htm"))
 }
 
-// secrets are what must not be shown of a URL, or of one in an error: userinfo
-// and query.
-var secrets = regexp.MustCompile(`(//)[^/?#"]*@|[?#][^\s"]*`)
-
-func redact(s string) string { return secrets.ReplaceAllString(s, "$1") }
-
-// String is the source without its secrets.
-func (s pageSource) String() string {
-	if s.remote {
-		return redact(s.location)
-	}
-	return s.location
+// withoutSecrets is a URL without userinfo and query.
+func withoutSecrets(u *url.URL) string {
+	public := *u
+	public.User, public.RawQuery, public.ForceQuery, public.Fragment, public.RawFragment = nil, "", false, "", ""
+	return public.String()
 }
+
+// urlSecrets are userinfo and query of a URL in a text.
+var urlSecrets = regexp.MustCompile(`(/)[^/?#"]*@|[?#][^\s"]*`)
+
+func redact(s string) string { return urlSecrets.ReplaceAllString(s, "$1") }
 
 // key is where the copy is stored.
 func (s pageSource) key() string {
@@ -182,7 +204,7 @@ func (s pageSource) get(ctx context.Context, client *http.Client, last *pageCopy
 		return nil, context.Cause(ctx)
 	}
 	if err != nil {
-		return nil, errors.New(redact(bare(err).Error()))
+		return nil, errors.New(abridgeTo(maxPageError, redact(bare(err).Error())))
 	}
 	return c, nil
 }
@@ -194,24 +216,23 @@ func (s pageSource) fetch(ctx context.Context, client *http.Client, last *pageCo
 	}
 	request.Header.Set("Accept", "text/html, */*;q=0.5")
 	request.Header.Set("User-Agent", "caddy-maintenance")
-	if last != nil && last.ETag != "" {
-		request.Header.Set("If-None-Match", last.ETag)
-	}
-	if last != nil && last.LastModified != "" {
-		request.Header.Set("If-Modified-Since", last.LastModified)
+	conditional := false
+	if last != nil {
+		conditional = setIfShort(request.Header, "If-None-Match", last.ETag) || conditional
+		conditional = setIfShort(request.Header, "If-Modified-Since", last.LastModified) || conditional
 	}
 	response, err := client.Do(request)
 	if err != nil {
 		return nil, err
 	}
 	defer response.Body.Close()
-	if response.StatusCode == http.StatusNotModified && last != nil {
+	if response.StatusCode == http.StatusNotModified && conditional {
 		return nil, nil
 	}
 	if response.StatusCode != http.StatusOK {
 		return nil, fmt.Errorf("it is answered with status %d, 200 is accepted", response.StatusCode)
 	}
-	if encoding := response.Header.Get("Content-Encoding"); encoding != "" {
+	if encoding := response.Header.Get("Content-Encoding"); encoding != "" && encoding != "identity" {
 		return nil, fmt.Errorf("its Content-Encoding is %s, gzip or none is accepted", abridge(fmt.Sprintf("%q", encoding)))
 	}
 	content, err := readLimited(response.Body)
@@ -221,13 +242,27 @@ func (s pageSource) fetch(ctx context.Context, client *http.Client, last *pageCo
 	return newPageCopy(content, response.Header)
 }
 
+// setIfShort sets a header, but not to what its host would not take back.
+func setIfShort(header http.Header, name, value string) bool {
+	if value == "" || len(value) > maxValidator {
+		return false
+	}
+	header.Set(name, value)
+	return true
+}
+
 // newPageClient returns a client that waits for nobody longer than it has to,
 // and that no page's host can lead where the operator has not.
 func newPageClient() *http.Client {
-	transport := http.DefaultTransport.(*http.Transport).Clone()
-	transport.MaxResponseHeaderBytes = maxPageHeaders
-	transport.DisableKeepAlives = true
-	return &http.Client{Transport: transport, CheckRedirect: checkRedirect}
+	return &http.Client{
+		Transport: &http.Transport{
+			Proxy:                  http.ProxyFromEnvironment,
+			ForceAttemptHTTP2:      true,
+			DisableKeepAlives:      true,
+			MaxResponseHeaderBytes: maxPageHeaders,
+		},
+		CheckRedirect: checkRedirect,
+	}
 }
 
 func checkRedirect(next *http.Request, via []*http.Request) error {
@@ -235,11 +270,19 @@ func checkRedirect(next *http.Request, via []*http.Request) error {
 		return fmt.Errorf("more than %d redirects", maxRedirects)
 	}
 	from := via[len(via)-1].URL
-	if next.URL.Scheme != "https" && (next.URL.Scheme != from.Scheme || !strings.EqualFold(next.URL.Host, from.Host)) {
-		return fmt.Errorf("a redirect to %s, followed is one to https or to the same scheme, host and port", abridge(redact(next.URL.String())))
+	same := next.URL.Scheme == from.Scheme && strings.EqualFold(next.URL.Hostname(), from.Hostname()) && port(next.URL) == port(from)
+	if next.URL.Scheme != "https" && !same {
+		return fmt.Errorf("a redirect to %s, followed is one to https or to the same scheme, host and port", abridge(withoutSecrets(next.URL)))
 	}
 	next.Header.Del("Referer") // which has the query of the page's URL
 	return nil
+}
+
+func port(u *url.URL) string {
+	if u.Port() == "" && u.Scheme == "http" {
+		return "80"
+	}
+	return u.Port()
 }
 
 func readPage(path string) (*pageCopy, error) {
@@ -257,13 +300,26 @@ func readPage(path string) (*pageCopy, error) {
 	}
 	defer file.Close()
 	content, err := readLimited(file)
-	if err == nil {
-		var c *pageCopy
-		if c, err = newPageCopy(content, http.Header{"Content-Type": {"text/html"}}); err == nil {
-			return c, nil
-		}
+	if err == nil && !isCalledHTML(path) && !beginsLikeHTML(content) {
+		// A wrong path must not show visitors what is not meant for them.
+		err = errors.New("it is not called .html, and does not begin like HTML")
 	}
-	return nil, fmt.Errorf("%s: %w", path, unwrapPath(err))
+	var c *pageCopy
+	if err == nil {
+		c, err = newPageCopy(content, http.Header{"Content-Type": {"text/html"}})
+	}
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", path, unwrapPath(err))
+	}
+	return c, nil
+}
+
+func isCalledHTML(path string) bool {
+	return slices.Contains([]string{".html", ".htm", ".xhtml"}, strings.ToLower(filepath.Ext(path)))
+}
+
+func beginsLikeHTML(content []byte) bool {
+	return strings.HasPrefix(http.DetectContentType(bytes.TrimPrefix(content, bom)), "text/html")
 }
 
 // unwrapPath takes the path off an error that has it in another form.
@@ -307,43 +363,47 @@ func newPageCopy(content []byte, header http.Header) (*pageCopy, error) {
 	c := &pageCopy{
 		HTML:         bytes.TrimPrefix(content, bom),
 		Charset:      "utf-8",
-		ETag:         header.Get("ETag"),
+		ETag:         header.Get("Etag"),
 		LastModified: header.Get("Last-Modified"),
 		FetchedAt:    now(),
 	}
-	given := header.Get("Content-Type")
-	mediaType, parameters, _ := mime.ParseMediaType(given)
+	mediaType, parameters, _ := mime.ParseMediaType(header.Get("Content-Type"))
+	given := abridge(header.Get("Content-Type"))
 	switch {
 	case mediaType == "text/html", mediaType == "application/xhtml+xml":
 	case given == "", mediaType == "application/octet-stream", mediaType == "binary/octet-stream":
-		if !strings.HasPrefix(http.DetectContentType(c.HTML), "text/html") {
-			return nil, fmt.Errorf("its Content-Type is %q and it does not begin like HTML; text/html is accepted", given)
+		if !beginsLikeHTML(content) {
+			return nil, fmt.Errorf("its Content-Type is %q and it does not begin like HTML", given)
 		}
 	default:
-		return nil, fmt.Errorf("its Content-Type is %s, text/html is accepted", abridge(fmt.Sprintf("%q", given)))
+		return nil, fmt.Errorf("its Content-Type is %q, text/html is accepted", given)
 	}
-	if charset := parameters["charset"]; charset != "" {
+	// The mark at the beginning says more about the encoding than the header does.
+	if charset := parameters["charset"]; charset != "" && !bytes.HasPrefix(content, bom) {
 		c.Charset = strings.ToLower(charset)
 	}
-	return c, c.complete()
+	return c.complete()
 }
 
 // complete checks what a page has to be, wherever it comes from, and prepares
 // it to be shown.
-func (c *pageCopy) complete() error {
+func (c *pageCopy) complete() (*pageCopy, error) {
 	if len(bytes.TrimSpace(c.HTML)) == 0 {
-		return errors.New("it is empty")
+		return nil, errors.New("it is empty")
 	}
 	if !charsets.MatchString(c.Charset) {
-		return fmt.Errorf("its charset is %s, a name such as utf-8 is accepted", abridge(fmt.Sprintf("%q", c.Charset)))
+		return nil, fmt.Errorf("its charset is %s, a name such as utf-8 is accepted", abridge(fmt.Sprintf("%q", c.Charset)))
 	}
 	if c.isUTF8() && !utf8.Valid(c.HTML) {
-		return errors.New("it is not valid UTF-8; save it as UTF-8, or name its charset in the Content-Type")
+		return nil, errors.New("it is not valid UTF-8; save it as UTF-8, or name its charset in the Content-Type")
 	}
-	if !c.says(messagePlaceholder) && !c.says(untilPlaceholder) {
+	switch n := c.count(messagePlaceholder) + c.count(untilPlaceholder); {
+	case n > maxPlaceholders:
+		return nil, fmt.Errorf("it has %d placeholders, at most %d are accepted", n, maxPlaceholders)
+	case n == 0:
 		c.plain = sync.OnceValue(func() *document { return newDocument(c.HTML, c.Charset) })
 	}
-	return nil
+	return c, nil
 }
 
 func parsePageCopy(raw []byte) (*pageCopy, error) {
@@ -354,14 +414,14 @@ func parsePageCopy(raw []byte) (*pageCopy, error) {
 	if len(c.HTML) > maxPage {
 		return nil, fmt.Errorf("it is larger than %d bytes", maxPage)
 	}
-	return c, c.complete()
+	return c.complete()
 }
 
 func (c *pageCopy) isUTF8() bool { return c.Charset == "utf-8" || c.Charset == "utf8" }
 
-// says reports whether a placeholder is in the page.
-func (c *pageCopy) says(placeholder string) bool {
-	return bytes.Contains(c.HTML, []byte(placeholder))
+// count returns how often a placeholder is in the page.
+func (c *pageCopy) count(placeholder string) int {
+	return bytes.Count(c.HTML, []byte(placeholder))
 }
 
 // sameAs reports whether two copies are the same, whenever they were fetched.
@@ -385,9 +445,9 @@ func (p *customPage) status() pageStatus {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	s := pageStatus{Source: p.String(), Error: p.failure, ShowsMessage: true}
-	c := p.copy.Load()
+	c := p.lastGood.Load()
 	if c != nil {
-		s.FetchedAt, s.ShowsMessage = p.fetchedAt, c.says(messagePlaceholder)
+		s.FetchedAt, s.ShowsMessage = p.fetchedAt, c.count(messagePlaceholder) > 0
 	}
 	switch {
 	case c != nil && p.tried && p.failure == "":
@@ -402,15 +462,19 @@ func (p *customPage) status() pageStatus {
 	return s
 }
 
-// own returns a context for the config that fetches the page from now on. That
-// of the one before ends.
-func (p *customPage) own(ctx context.Context) context.Context {
+// own returns a context for the config that fetches the page from now on; that of
+// the one before ends. It returns nil if the config has been replaced itself.
+func (p *customPage) own(a *App) context.Context {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	if running, err := runningApp(); err != nil || running != a {
+		return nil
+	}
 	if p.disown != nil {
 		p.disown()
 	}
-	ctx, p.disown = context.WithCancel(ctx)
+	ctx, disown := context.WithCancel(a.ctx)
+	p.disown = disown
 	return ctx
 }
 
@@ -438,8 +502,9 @@ func (p *customPage) learn(ctx context.Context, c *pageCopy, err error) (failedB
 		return failedBefore, true
 	}
 	p.fetchedAt = now()
-	if last := p.copy.Load(); c != nil && (last == nil || !c.sameAs(last)) {
-		p.copy.Store(c)
+	if last := p.lastGood.Load(); c != nil && (last == nil || !c.sameAs(last)) {
+		p.lastGood.Store(c)
+		p.settle()
 	}
 	return failedBefore, true
 }
@@ -448,77 +513,140 @@ func (p *customPage) learn(ctx context.Context, c *pageCopy, err error) (failedB
 func (p *customPage) recall(c *pageCopy) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.copy.CompareAndSwap(nil, c) {
+	if p.lastGood.CompareAndSwap(nil, c) {
 		p.fetchedAt = c.FetchedAt
+		p.settle()
 	}
 }
 
 // The work of the running config
 
-// addPage has the config of a site's handler fetch a page. The handler must
-// release it. What is given of it, a file's content, is shown until it has been.
-func (a *App) addPage(m *member, source pageSource, c *pageCopy) *customPage {
+// shownPage is a custom page as a site of a config shows it.
+type shownPage struct {
+	*customPage
+	member *member
+	last   atomic.Pointer[rendering]
+}
+
+// addPage has a site show a page, and the config fetch it. The handler must release
+// it. Content is what a file holds; it is shown until it is read again. Handlers
+// are provisioned one after the other, and before anything switches their sites.
+func (a *App) addPage(m *member, source pageSource, content *pageCopy) *shownPage {
 	pooled, known := customPages.LoadOrStore(source.location, newCustomPage(source))
 	p := pooled.(*customPage)
+	if !known {
+		a.findPage(p, content)
+	}
+	for _, s := range m.pages {
+		if s.customPage == p {
+			return s
+		}
+	}
 	if a.pages[p] == nil && source.inTheClear() {
 		a.log.Warn("page comes over http, where others can change it on its way; they would speak for the site: use https",
 			zap.Stringer("page", source))
 	}
-	if !slices.Contains(m.pages, p) {
-		m.pages = append(m.pages, p)
-		a.pages[p] = append(a.pages[p], m)
-	}
-	switch {
-	case known:
-	case source.remote:
-		wait := a.recallPage(p)
-		go func() {
-			wait()
-			close(p.recalled)
-		}()
-	default:
-		p.recall(c)
-		close(p.recalled)
-	}
-	return p
+	s := &shownPage{customPage: p, member: m}
+	m.pages = append(m.pages, s)
+	a.pages[p] = append(a.pages[p], s)
+	return s
 }
 
-// recallPage begins to look for the copy of a page in storage. What it returns
-// waits until it has been taken in.
-func (a *App) recallPage(p *customPage) (wait func()) {
-	ctx, cancel := a.patience()
-	result := a.read(ctx, p.key())
-	return func() {
-		defer cancel()
-		raw, err := await(ctx, result)
-		if errors.Is(err, fs.ErrNotExist) || ctx.Err() != nil {
-			return
-		}
-		var c *pageCopy
-		if err == nil {
-			c, err = parsePageCopy(raw)
-		}
-		if err != nil {
-			a.log.Warn("the copy of a page cannot be read from storage", zap.Stringer("page", p), zap.Error(err))
-			return
-		}
-		p.recall(c)
+// findPage finds what can be shown of a page before it is fetched.
+func (a *App) findPage(p *customPage, content *pageCopy) {
+	if content != nil {
+		p.recall(content)
+		return
 	}
+	time.AfterFunc(recallPatience, p.settle)
+	go func() {
+		defer p.settle()
+		a.recallPage(a.ctx, p)
+	}()
+}
+
+// recallPage looks for the copy of a page in storage.
+func (a *App) recallPage(ctx context.Context, p *customPage) {
+	a.withStorage(ctx, p, "read from", func(ctx context.Context) error {
+		c, err := a.loadPage(ctx, p)
+		if c != nil {
+			p.recall(c)
+		}
+		return err
+	})
+}
+
+// loadPage returns the copy of a page that is in storage, nil if there is none.
+func (a *App) loadPage(ctx context.Context, p *customPage) (*pageCopy, error) {
+	raw, err := a.storage.Load(ctx, p.key())
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	return parsePageCopy(raw)
+}
+
+// storePage stores the copy of a page that comes from elsewhere if it is not the
+// one in storage, for a restart while the page's host is down.
+func (a *App) storePage(ctx context.Context, p *customPage) {
+	if !p.remote {
+		return
+	}
+	go a.withStorage(ctx, p, "written to", func(ctx context.Context) error {
+		c := p.lastGood.Load()
+		if stored, err := a.loadPage(ctx, p); err == nil && stored != nil && stored.sameAs(c) {
+			return nil
+		}
+		raw, err := json.Marshal(c)
+		if err != nil {
+			return err
+		}
+		return a.storage.Store(ctx, p.key(), raw)
+	})
+}
+
+// withStorage does something with the copy of a page that is in storage, one thing
+// after the other. It logs a failure once.
+func (a *App) withStorage(ctx context.Context, p *customPage, doing string, do func(context.Context) error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, storageTimeout, errStorageSilent)
+	defer cancel()
+	for _, slots := range []chan struct{}{p.storage, a.pageReads} {
+		select {
+		case slots <- struct{}{}:
+			defer func() { <-slots }()
+		case <-ctx.Done():
+			return
+		}
+	}
+	err := do(ctx)
+	if ctx.Err() != nil && !errors.Is(context.Cause(ctx), errStorageSilent) {
+		return // the config has ended
+	}
+	if err != nil && !p.storageFailed {
+		a.log.Warn("the copy of a page cannot be "+doing+" storage, which is where it comes from after a restart while the page's host is down",
+			zap.Stringer("page", p), zap.Error(err))
+	}
+	p.storageFailed = err != nil
 }
 
 // showPages renders the pages of a site that has been switched, and has them
 // fetched.
 func (m *member) showPages(st *state) {
-	for _, p := range m.pages {
-		m.document(p, st)
-		p.want()
+	for _, s := range m.pages {
+		s.document(st)
+		s.want()
 	}
 }
 
 // keepPage gets a page now, at regular times and whenever it is wanted, until
 // the config ends or another one does it.
 func (a *App) keepPage(p *customPage) {
-	ctx := p.own(a.ctx)
+	ctx := p.own(a)
+	if ctx == nil {
+		return
+	}
 	failures := 0
 	for {
 		pause := fetchInterval
@@ -532,6 +660,10 @@ func (a *App) keepPage(p *customPage) {
 		select {
 		case <-timer.C:
 		case <-p.wanted:
+			failures = 0
+			if ctx.Err() != nil {
+				p.want() // by whom it is fetched now
+			}
 		case <-ctx.Done():
 		}
 		timer.Stop()
@@ -550,11 +682,11 @@ func retryAfterFailures(n int) time.Duration {
 func (a *App) getPage(ctx context.Context, p *customPage) bool {
 	select {
 	case a.fetches <- struct{}{}:
-		defer func() { <-a.fetches }()
 	case <-ctx.Done():
 		return false
 	}
-	c, err := p.get(ctx, a.client, p.copy.Load())
+	c, err := p.get(ctx, a.client, p.lastGood.Load())
+	<-a.fetches
 	failedBefore, mine := p.learn(ctx, c, err)
 	if !mine {
 		return false
@@ -568,49 +700,15 @@ func (a *App) getPage(ctx context.Context, p *customPage) bool {
 	}
 	switch {
 	case err == nil:
-		a.storePage(p)
-	case p.copy.Load() == nil:
-		a.recallPage(p)() // the storage may not have answered before
+		a.storePage(ctx, p)
+	case p.lastGood.Load() == nil:
+		go a.recallPage(ctx, p) // the storage may not have answered before
 	}
 	// So that no visitor has to wait for it to be rendered.
-	for _, m := range a.pages[p] {
-		if st := m.current(); st.blocks(m.initiallyOn) {
-			m.document(p, st)
+	for _, s := range a.pages[p] {
+		if st := s.member.current(); st.blocks(s.member.initiallyOn) {
+			s.document(st)
 		}
 	}
 	return err == nil
-}
-
-// storePage stores the copy of a page that comes from elsewhere if it is not the
-// one in storage, for a restart while the page's host is down. A storage that
-// hangs holds up nothing but this.
-func (a *App) storePage(p *customPage) {
-	c := p.copy.Load()
-	if !p.remote {
-		return
-	}
-	select {
-	case p.storing <- struct{}{}:
-	default:
-		return
-	}
-	go func() {
-		defer func() { <-p.storing }()
-		ctx, cancel := a.patience()
-		defer cancel()
-		raw, err := a.storage.Load(ctx, p.key())
-		if err == nil {
-			if stored, err := parsePageCopy(raw); err == nil && stored.sameAs(c) {
-				return
-			}
-		}
-		raw, err = json.Marshal(c)
-		if err == nil && ctx.Err() == nil {
-			err = a.storage.Store(ctx, p.key(), raw)
-		}
-		if err != nil {
-			a.log.Warn("the copy of a page cannot be stored; after a restart it is missing until the page can be fetched",
-				zap.Stringer("page", p), zap.Error(err))
-		}
-	}()
 }

@@ -18,6 +18,8 @@ import (
 	"strings"
 	"time"
 
+	"go.uber.org/zap"
+
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 )
@@ -73,7 +75,7 @@ type Handler struct {
 	InitialState string `json:"initial_state,omitempty"`
 
 	site        *member
-	page        *customPage // nil for the default page
+	page        *shownPage // nil for the default page
 	initiallyOn bool
 	bypass      caddyhttp.MatcherSets
 }
@@ -135,6 +137,9 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 		return err
 	}
 	h.site = m
+	if h.Page != "" && source.location == "" {
+		ctx.Logger().Info("page is empty; visitors get the default page", zap.String("site", name), zap.String("page", h.Page))
+	}
 	if source.location != "" {
 		h.page = app.(*App).addPage(m, source, content)
 	}
@@ -212,9 +217,9 @@ func checkRefresh(d time.Duration) error {
 func resolvePage(page string) (string, error) {
 	resolved, err := caddy.NewReplacer().ReplaceOrErr(page, false, true)
 	if err != nil {
-		return "", fmt.Errorf("page: %q given: %w; accepted are those that are known when the config loads, such as {env.MAINTENANCE_PAGE_URL}", page, err)
+		return "", fmt.Errorf("page: %w; accepted are placeholders that are known when the config loads, such as {env.MAINTENANCE_PAGE_URL}", err)
 	}
-	return strings.TrimSpace(resolved), nil
+	return resolved, nil
 }
 
 func parseInitialState(s string) (on bool, err error) {

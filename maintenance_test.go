@@ -14,6 +14,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -284,6 +285,7 @@ func (s *server) restart(directives string) {
 		s.t.Fatal(err)
 	}
 	noSiteIsLeft(s.t)
+	noPageIsLeft(s.t)
 	s.reload(directives)
 }
 
@@ -297,6 +299,18 @@ func noSiteIsLeft(t *testing.T) {
 			return fmt.Errorf("%d sites are left", n)
 		}
 		return nil
+	})
+}
+
+// noPageIsLeft waits until no copy of a page is remembered.
+func noPageIsLeft(t *testing.T) {
+	t.Helper()
+	eventually(t, func() (err error) {
+		customPages.Range(func(key, _ any) bool {
+			err = fmt.Errorf("page %s is left", key)
+			return false
+		})
+		return err
 	})
 }
 
@@ -363,21 +377,22 @@ func (s *server) change(method, site, body string) map[string]any {
 func (s *server) logged(words ...string) {
 	s.t.Helper()
 	eventually(s.t, func() error {
-		content, err := os.ReadFile(s.log)
-		if err != nil {
-			return err
+		if s.countLogged(words...) == 0 {
+			return fmt.Errorf("no line of the log has %q", words)
 		}
-	lines:
-		for line := range strings.Lines(string(content)) {
-			for _, word := range words {
-				if !strings.Contains(line, word) {
-					continue lines
-				}
-			}
-			return nil
-		}
-		return fmt.Errorf("no line of the log has %q", words)
+		return nil
 	})
+}
+
+// countLogged counts the lines of the log that have all the words.
+func (s *server) countLogged(words ...string) (n int) {
+	content, _ := os.ReadFile(s.log) // there is none before the first line
+	for line := range strings.Lines(string(content)) {
+		if !slices.ContainsFunc(words, func(word string) bool { return !strings.Contains(line, word) }) {
+			n++
+		}
+	}
+	return n
 }
 
 func decode(t *testing.T, body string) map[string]any {

@@ -74,12 +74,14 @@ func (h *Handler) document(ctx context.Context, st *state) (*document, error) {
 	if h.page == nil {
 		return st.page.document, nil
 	}
-	select {
-	case <-h.page.recalled:
-		return h.site.document(h.page, st), nil
-	case <-ctx.Done():
-		return nil, ctx.Err()
+	if h.page.lastGood.Load() == nil {
+		select {
+		case <-h.page.settled:
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
 	}
+	return h.page.document(st), nil
 }
 
 // setEach sets headers by their canonical names. It makes one allocation for all
@@ -122,9 +124,8 @@ func wholeSeconds(d time.Duration) int64 {
 	return seconds
 }
 
-// page is the default one, rendered when the options change and not for each
-// visitor.
-type page struct {
+// builtinPage is the default page, rendered when the options change and not for each visitor.
+type builtinPage struct {
 	*document
 	text []byte
 }
@@ -161,7 +162,7 @@ var pageTemplate = template.Must(template.New("page").Parse(`<!DOCTYPE html>
 // stockPage is the page of a maintenance without options.
 var stockPage = renderPage(options{})
 
-func renderPage(o options) *page {
+func renderPage(o options) *builtinPage {
 	data := struct{ Sentence, Until, DateTime string }{Sentence: o.Message}
 	if o.Message == "" {
 		data.Sentence = stockSentence
@@ -180,7 +181,7 @@ func renderPage(o options) *page {
 	if err := pageTemplate.Execute(&html, data); err != nil {
 		panic(err) // the template and its data are ours, and so is the buffer
 	}
-	return &page{document: newDocument(html.Bytes(), "utf-8"), text: []byte(text)}
+	return &builtinPage{document: newDocument(html.Bytes(), "utf-8"), text: []byte(text)}
 }
 
 // The placeholders of a custom page.
@@ -199,26 +200,29 @@ type rendering struct {
 
 // document is the custom page as it shows a state, or the default page as long as
 // there is no copy.
-func (m *member) document(p *customPage, st *state) *document {
-	c := p.copy.Load()
+func (s *shownPage) document(st *state) *document {
+	c := s.lastGood.Load()
 	if c == nil {
 		return st.page.document
 	}
 	if c.plain != nil {
 		return c.plain()
 	}
-	for {
-		known, ok := m.rendered.Load(p)
-		if r, _ := known.(*rendering); ok && r.state == st && r.copy == c {
-			return r.document()
-		}
-		fresh := &rendering{st, c, sync.OnceValue(func() *document { return c.render(st.options()) })}
-		if ok {
-			m.rendered.CompareAndSwap(p, known, fresh)
-		} else {
-			m.rendered.LoadOrStore(p, fresh)
+	last := s.last.Load()
+	if last.fits(st, c) {
+		return last.document()
+	}
+	fresh := &rendering{st, c, sync.OnceValue(func() *document { return c.render(st.options()) })}
+	if !s.last.CompareAndSwap(last, fresh) {
+		if last = s.last.Load(); last.fits(st, c) {
+			return last.document()
 		}
 	}
+	return fresh.document()
+}
+
+func (r *rendering) fits(st *state, c *pageCopy) bool {
+	return r != nil && r.state == st && r.copy == c
 }
 
 // render puts the options in the place of their placeholders.

@@ -165,8 +165,9 @@ func parseUntil(s string) (time.Time, error) {
 }
 
 // abridge keeps an error readable whatever was given.
-func abridge(s string) string {
-	const limit = 80
+func abridge(s string) string { return abridgeTo(80, s) }
+
+func abridgeTo(limit int, s string) string {
 	if len(s) <= limit {
 		return s
 	}

@@ -228,7 +228,7 @@ type state struct {
 	ended    bool          // the record's until has passed; it does not begin again if the clock is set back
 	reported atomic.Bool   // that it ended has been logged
 	replaced chan struct{} // closed when another state takes its place
-	page     *page         // the default page of the maintenance
+	page     *builtinPage
 }
 
 type stateKind int

@@ -42,6 +42,12 @@ func newCaddy(t *testing.T) *caddy {
 func (c *caddy) start(caddyfile string) {
 	c.t.Helper()
 	c.launch(caddyfile)
+	c.awaitRunning()
+}
+
+// awaitRunning returns when the process is serving.
+func (c *caddy) awaitRunning() {
+	c.t.Helper()
 	eventually(c.t, patience, "Caddy runs its config", func() bool {
 		code, _, err := c.request(http.MethodGet, "/maintenance", "")
 		return err == nil && code == http.StatusOK
@@ -51,10 +57,13 @@ func (c *caddy) start(caddyfile string) {
 // launch starts the process and does not wait for it.
 func (c *caddy) launch(caddyfile string) {
 	c.t.Helper()
-	path := filepath.Join(c.dir, "Caddyfile")
-	if err := os.WriteFile(path, []byte(caddyfile), 0o600); err != nil {
-		c.t.Fatal(err)
-	}
+	write(c.t, c.configPath(), caddyfile)
+	c.run(c.configPath())
+}
+
+// run starts the process with a config that is there already.
+func (c *caddy) run(path string) {
+	c.t.Helper()
 	log, err := os.OpenFile(c.logPath(), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	if err != nil {
 		c.t.Fatal(err)
@@ -65,6 +74,18 @@ func (c *caddy) launch(caddyfile string) {
 	if err := c.process.Start(); err != nil {
 		c.t.Fatal(err)
 	}
+}
+
+// stop ends the process as users do.
+func (c *caddy) stop() {
+	c.t.Helper()
+	if got := c.command("stop", "--address", c.admin); got.code != 0 {
+		c.t.Fatalf("caddy stop: got %+v", got)
+	}
+	if err := c.process.Wait(); err != nil {
+		c.t.Fatal(err)
+	}
+	c.process = nil
 }
 
 // kill ends the process as kill -9 does: it gets no chance to clean up.
@@ -91,6 +112,8 @@ func (c *caddy) finish() {
 		c.t.Logf("end of the log of Caddy at %s:\n%s", c.admin, log[max(0, len(log)-limit):])
 	}
 }
+
+func (c *caddy) configPath() string { return filepath.Join(c.dir, "Caddyfile") }
 
 func (c *caddy) logPath() string { return filepath.Join(c.dir, "caddy.log") }
 
@@ -318,12 +341,12 @@ func (c *caddy) caddyfile(sites ...site) string {
 		fmt.Fprintf(&b, `
 http://%s {
 	%s
-	maintenance %s
+	maintenance %s %s
 	reverse_proxy %s {
 		stream_close_delay 10m
 	}
 }
-`, s.address, s.directives, s.name, s.upstream)
+`, s.address, s.directives, s.name, s.block, s.upstream)
 	}
 	return b.String()
 }
@@ -358,7 +381,7 @@ func readRecord(c *caddy) (status, error) {
 	return record.status, err
 }
 
-// write puts a file into a storage.
+// write puts a file where it belongs.
 func write(t *testing.T, path, content string) {
 	t.Helper()
 	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {

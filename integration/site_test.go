@@ -14,6 +14,7 @@ import (
 // site is a site block: a gate before a proxy.
 type site struct {
 	name, address, upstream string
+	block                   string // of its maintenance directive
 	directives              string // further ones
 }
 
