@@ -31,8 +31,11 @@ import (
 // Where a page comes from
 
 func TestPageOfEverySourceIsShown(t *testing.T) {
-	file := filepath.Join(changeDir(t), "page.html")
-	writeFile(t, file, "<h1>Mine.</h1>")
+	dir := changeDir(t)
+	file := filepath.Join(dir, "page.html")
+	for _, name := range []string{"page.html", "maintenance.HTM", "begins-like-html"} {
+		writeFile(t, name, "<h1>Mine.</h1>")
+	}
 	host := newPageHost(t, answers(html, "<h1>Mine.</h1>"))
 	t.Setenv("TEST_PAGE_HOST", host.address)
 	t.Setenv("TEST_PAGE_FILE", file)
@@ -45,6 +48,8 @@ func TestPageOfEverySourceIsShown(t *testing.T) {
 		{"page.html", file},
 		{"./page.html", file},
 		{file, file},
+		{"maintenance.HTM", filepath.Join(dir, "maintenance.HTM")},
+		{"begins-like-html", filepath.Join(dir, "begins-like-html")},
 	} {
 		s.reload(shopWith(test.page))
 		s.untilPages("shop", "ok")
@@ -1209,9 +1214,9 @@ func TestChangedFileIsShownWhenTheSiteIsSwitchedOn(t *testing.T) {
 	s.untilPages("shop", "ok")
 	s.wantPage("/", "<p>Old.")
 	s.delete("shop")
-	writeFile(t, file, "<p>New. {maintenance.message}")
+	writeFile(t, file, "New. {maintenance.message}") // its name says that it is HTML
 	s.put("shop", `{"message": "Hello."}`)
-	s.untilPage("/", "<p>New. Hello.")
+	s.untilPage("/", "New. Hello.")
 }
 
 func TestFileThatIsSpoiltIsShownAsItWas(t *testing.T) {
@@ -1298,6 +1303,7 @@ func TestWrongPageIsRefused(t *testing.T) {
 	writeFile(t, "latin1.html", "<p>\xfc")
 	writeFile(t, "large.html", strings.Repeat("x", maxPage+1))
 	writeFile(t, "file", "<p>")
+	writeFile(t, "notes.txt", "Not meant for visitors.")
 	const missing = " cannot be read: no such file or directory"
 	for _, test := range []struct{ option, want string }{
 		{`page`, `page takes one argument, and 0 are given`},
@@ -1330,6 +1336,8 @@ func TestWrongPageIsRefused(t *testing.T) {
 		{`page status.example/x.html`, `page: ` + at("status.example/x.html") + missing + `; did you mean https://status.example/x.html?`},
 		{`page status.example`, `page: ` + at("status.example") + missing + `; did you mean https://status.example?`},
 		{`page localhost:8080/x`, `page: ` + at("localhost:8080/x") + missing + `; did you mean https://localhost:8080/x?`},
+		{`page https:/status.example/x`, missing + `; did you mean https://status.example/x?`},
+		{`page notes.txt`, `page: ` + at("notes.txt") + `: it is not called .html, and does not begin like HTML`},
 		{`page empty.html`, `page: ` + at("empty.html") + `: it is empty`},
 		{`page bom.html`, `page: ` + at("bom.html") + `: it is empty`},
 		{`page latin1.html`, `page: ` + at("latin1.html") + `: it is not valid UTF-8; save it as UTF-8`},
@@ -1351,12 +1359,16 @@ func TestWrongPageIsRefused(t *testing.T) {
 		}
 		tellsNoSecret(t, fmt.Sprint(err))
 	}
-	// A URL without a scheme is taken for a file, and may have its secrets too.
-	_, err := adapt(":8080 {\nmaintenance shop {\npage bob:hunter2@status.example/y?t=hunter3\n}\n}")
-	if err == nil {
-		t.Error("a page without a scheme was accepted")
+	// What is taken for a file may be a URL, and have the secrets of one.
+	for _, page := range []string{
+		"bob:hunter2@status.example/y?t=hunter3", "https:/bob:hunter2@status.example/y?t=hunter3", "https:bob:hunter2@status.example/y?t=hunter3",
+	} {
+		_, err := adapt(":8080 {\nmaintenance shop {\npage " + page + "\n}\n}")
+		if want := "did you mean https://status.example/y?"; err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("page %s\ngot  %v\nwant %s", page, err, want)
+		}
+		tellsNoSecret(t, fmt.Sprint(err))
 	}
-	tellsNoSecret(t, fmt.Sprint(err))
 	for _, twice := range []string{"page file\npage file", "refresh 2s\nrefresh 2s"} {
 		name, _, _ := strings.Cut(twice, " ")
 		_, err := adapt(":8080 {\nmaintenance shop {\n" + twice + "\n}\n}")
