@@ -24,7 +24,7 @@ func (h *Handler) respond(w http.ResponseWriter, r *http.Request, st *state) err
 
 	var contentType, contentEncoding string
 	var body []byte
-	switch negotiate(r.Header["Accept"]) {
+	switch negotiate(r.Header["Accept"], r.Header.Get("Sec-Fetch-Dest")) {
 	case mediaHTML:
 		shown, err := h.document(r.Context(), st)
 		if err != nil {
@@ -303,8 +303,9 @@ const (
 // negotiate picks a representation by the request's Accept header (RFC 9110,
 // section 12.5.1). Only what is named counts: a program that accepts anything
 // beside JSON wants JSON, and an image is not replaced by a page. There is
-// always an answer.
-func negotiate(accept []string) media {
+// always an answer. Browsers accept anything as a script, too, but tell what they
+// want it for.
+func negotiate(accept []string, destination string) media {
 	quality := [...]float64{mediaHTML: 0, mediaJSON: 0, mediaText: 0}
 	named := false
 	for name, parameters := range ranges(accept) {
@@ -317,6 +318,9 @@ func negotiate(accept []string) media {
 			quality[kind] = max(quality[kind], weight(parameters))
 		}
 	}
+	if !named && !slices.Contains(pageDestinations, destination) {
+		return mediaText
+	}
 	if !named {
 		return mediaHTML
 	}
@@ -326,6 +330,10 @@ func negotiate(accept []string) media {
 	}
 	return media(slices.Index(quality[:], best))
 }
+
+// pageDestinations are the values of Sec-Fetch-Dest (W3C Fetch Metadata) of what may
+// be shown as a page; others are of its parts.
+var pageDestinations = []string{"", "document", "iframe", "frame", "fencedframe", "embed", "object", "empty"}
 
 func mediaOf(name string) (media, bool) {
 	switch {

@@ -62,6 +62,21 @@ func TestRepresentationFollowsAccept(t *testing.T) {
 	}
 }
 
+// Browsers ask for scripts and fonts with Accept: */*.
+func TestPartsOfAPageAreNotReplacedByAPage(t *testing.T) {
+	s := start(t, `maintenance shop`)
+	s.put("shop", "")
+	for destination, want := range map[string]string{
+		"document": html, "iframe": html, "empty": html,
+		"script": plainText, "font": plainText, "style": plainText, "image": plainText, "worker": plainText,
+	} {
+		response := s.do(http.MethodGet, "/", http.Header{"Accept": {"*/*"}, "Sec-Fetch-Dest": {destination}})
+		if got := response.Header.Get("Content-Type"); response.StatusCode != 503 || got != want {
+			t.Errorf("Sec-Fetch-Dest %s got %d %s, want 503 %s", destination, response.StatusCode, got, want)
+		}
+	}
+}
+
 func TestPageShowsMessageAndEndEscaped(t *testing.T) {
 	s := start(t, `maintenance shop`)
 	until := time.Now().Add(time.Hour).UTC().Truncate(time.Second)
@@ -265,7 +280,7 @@ func TestHugeHeadersCostLittle(t *testing.T) {
 	for _, element := range []string{",", "a,", "gzip;q=0,", "text/html;"} {
 		huge := []string{strings.Repeat(element, 100_000)}
 		if allocs := testing.AllocsPerRun(10, func() {
-			negotiate(huge)
+			negotiate(huge, "")
 			acceptsGzip(huge)
 		}); allocs > 10 {
 			t.Errorf("%s 100,000 times takes %.0f allocations", element, allocs)
@@ -278,11 +293,11 @@ func FuzzAccept(f *testing.F) {
 		f.Add(seed, seed)
 	}
 	f.Fuzz(func(t *testing.T, one, two string) {
-		got := negotiate([]string{one, two})
+		got := negotiate([]string{one, two}, "")
 		if got < mediaHTML || got > mediaText {
 			t.Fatalf("got %d", got)
 		}
-		if joined := negotiate([]string{one + "," + two}); joined != got {
+		if joined := negotiate([]string{one + "," + two}, ""); joined != got {
 			t.Errorf("two lines give %d, the same joined %d", got, joined)
 		}
 		if !strings.Contains(one+two, "/") && strings.Trim(one+two, ", \t") == "" && got != mediaHTML {
