@@ -178,7 +178,7 @@ func (a *App) put(w http.ResponseWriter, r *http.Request, m *member) error {
 		return badRequest(err)
 	}
 	return a.switchSite(m, r.RemoteAddr, func(st *state) (*change, error) {
-		return turnOn(st, m.initiallyOn, given), nil
+		return turnOn(m, st, given), nil
 	})
 }
 
@@ -199,14 +199,15 @@ func (a *App) patch(w http.ResponseWriter, r *http.Request, m *member) error {
 		if err != nil {
 			return nil, badRequest(err)
 		}
-		return turnOn(st, m.initiallyOn, merged), nil
+		return turnOn(m, st, merged), nil
 	})
 }
 
 // turnOn keeps the time since when a site has been on.
-func turnOn(st *state, initiallyOn bool, o options) *change {
+func turnOn(m *member, st *state, o options) *change {
+	o.seal(m.name, st.options().Pass)
 	c := &change{enabled: true, since: now(), options: o}
-	if st.on(initiallyOn) && !st.since().IsZero() {
+	if st.on(m.initiallyOn) && !st.since().IsZero() {
 		c.since = st.since()
 	}
 	return c
@@ -284,9 +285,11 @@ type siteStatus struct {
 	State string    `json:"state"`
 	Since time.Time `json:"since,omitzero"`
 	options
+	BypassSecret bool         `json:"bypass_secret"` // whether one is set
 	Instance     string       `json:"instance"`
 	SyncInterval string       `json:"sync_interval"`
 	InFlight     int64        `json:"in_flight"`
+	Held         int64        `json:"held"`
 	Pages        []pageStatus `json:"pages"`
 }
 
@@ -302,9 +305,11 @@ func (a *App) status(m *member) siteStatus {
 		State:        st.word(m.initiallyOn),
 		Since:        st.since(),
 		options:      st.options(),
+		BypassSecret: st.options().Pass != nil,
 		Instance:     a.instance,
 		SyncInterval: a.syncInterval(),
 		InFlight:     m.inFlight.Load(),
+		Held:         min(m.held.Load(), maxHeld), // one that finds no place is counted for a moment
 		Pages:        pages,
 	}
 }

@@ -17,10 +17,11 @@ func TestSiteIsDescribedByAllRequests(t *testing.T) {
 	}
 	before := time.Now().Truncate(time.Second)
 	until := time.Now().Add(time.Hour).Truncate(time.Second)
-	put := s.put("shop", `{"message": "Back <soon>.", "retry_after": "1d", "until": "`+until.In(time.FixedZone("", 3600)).Format(time.RFC3339)+`"}`)
+	put := s.put("shop", `{"message": "Back <soon>.", "retry_after": "1d", "hold": "1.5m", "bypass_secret": "0123456789-ABCDEF", "until": "`+until.In(time.FixedZone("", 3600)).Format(time.RFC3339)+`"}`)
 	for field, want := range map[string]any{
 		"site": "shop", "state": "on", "message": "Back <soon>.", "retry_after": "1d",
 		"until": until.UTC().Format(time.RFC3339), "sync_interval": "2s", "in_flight": 0.0,
+		"hold": "1.5m", "bypass_secret": true, "held": 0.0,
 	} {
 		if put[field] != want {
 			t.Errorf("%s is %v, want %v", field, put[field], want)
@@ -37,7 +38,7 @@ func TestSiteIsDescribedByAllRequests(t *testing.T) {
 		if got := response.Header.Get("Content-Type"); response.StatusCode != 200 || got != "application/json" {
 			t.Errorf("%s got %d %s", method, response.StatusCode, got)
 		}
-		if got := decode(t, response.body); got["site"] != "shop" || got["in_flight"] != 0.0 {
+		if got := decode(t, response.body); got["site"] != "shop" || got["in_flight"] != 0.0 || got["held"] != 0.0 || got["bypass_secret"] == nil {
 			t.Errorf("%s answers %v", method, got)
 		}
 	}
@@ -188,6 +189,9 @@ func TestWrongRequestIsRefusedAndChangesNothing(t *testing.T) {
 		maintenance wiki`)
 	s.put("shop", `{"message": "Back at three."}`)
 	record := s.storage.get("maintenance/sites/shop.json")
+	const options = `message, retry_after, until, hold, terminate_after, bypass_secret`
+	const holds = `a duration above zero of at most 5m0s is accepted, such as "30s"`
+	const secrets = `bypass_secret: what is given does not fit, 16 to 128 of A-Z a-z 0-9 - _ are accepted`
 	const durations = `a duration of at least 1s is accepted, such as "90s", "1.5h" or "1d"`
 	long := strings.Repeat("é", 1001)
 
@@ -207,9 +211,8 @@ func TestWrongRequestIsRefusedAndChangesNothing(t *testing.T) {
 		{"PUT", "/shop", `{} {}`, 400, `the body is not one JSON object, such as {"message": "Back at three."}`},
 		{"PUT", "/shop", `{}}`, 400, `the body is not one JSON object, such as {"message": "Back at three."}`},
 		{"PUT", "/shop", "{\"message\": \"\xff\"}", 400, `the body is not valid UTF-8`},
-		{"PUT", "/shop", `{"colour": "red"}`, 400, `unknown option colour; the options are message, retry_after, until`},
-		{"PUT", "/shop", `{"hold": "30s"}`, 400, `unknown option hold; the options are message, retry_after, until`},
-		{"PUT", "/shop", `{"Message": "x"}`, 400, `unknown option Message; the options are message, retry_after, until`},
+		{"PUT", "/shop", `{"colour": "red"}`, 400, `unknown option colour; the options are ` + options},
+		{"PUT", "/shop", `{"Message": "x"}`, 400, `unknown option Message; the options are ` + options},
 		{"PUT", "/shop", `{"message": 5}`, 400, `message: 5 given, a string is accepted`},
 		{"PUT", "/shop", `{"message": "` + long + `"}`, 400, `message: 1001 characters given, at most 1000 are accepted`},
 		{"PUT", "/shop", `{"message": "one\ntwo"}`, 400, `message: a control character (U+000A) given, one line of plain text is accepted`},
@@ -222,7 +225,30 @@ func TestWrongRequestIsRefusedAndChangesNothing(t *testing.T) {
 		{"PUT", "/shop", `{"until": "2020-01-01T00:00:00Z"}`, 400, `until: 2020-01-01T00:00:00Z given, a time in the future is accepted; it is `},
 		{"PUT", "/shop", `{"until": "15:00"}`, 400, `until: "15:00" given, a time as in RFC 3339 is accepted, such as 2`},
 		{"PUT", "/shop", `{"until": 1800000000}`, 400, `until: 1800000000 given, a string is accepted`},
-		{"PATCH", "/shop", `{"message": null, "colour": "red"}`, 400, `unknown option colour; the options are message, retry_after, until`},
+		{"PUT", "/shop", `{"hold": 30}`, 400, `hold: 30 given, a string is accepted, such as "30s"`},
+		{"PUT", "/shop", `{"hold": 0}`, 400, `hold: 0 given, a string is accepted`},
+		{"PUT", "/shop", `{"hold": -30}`, 400, `hold: -30 given, a string is accepted`},
+		{"PUT", "/shop", `{"hold": 301}`, 400, `hold: 301 given, a string is accepted`},
+		{"PUT", "/shop", `{"hold": true}`, 400, `hold: true given, a string is accepted`},
+		{"PUT", "/shop", `{"hold": ["30s"]}`, 400, `hold: ["30s"] given, a string is accepted`},
+		{"PUT", "/shop", `{"hold": "0"}`, 400, `hold: "0" given, ` + holds},
+		{"PUT", "/shop", `{"hold": "0s"}`, 400, `hold: "0s" given, ` + holds},
+		{"PUT", "/shop", `{"hold": "-30s"}`, 400, `hold: "-30s" given, ` + holds},
+		{"PUT", "/shop", `{"hold": "301s"}`, 400, `hold: "301s" given, ` + holds},
+		{"PUT", "/shop", `{"hold": "1d"}`, 400, `hold: "1d" given, ` + holds},
+		{"PUT", "/shop", `{"hold": "a while"}`, 400, `hold: "a while" given, ` + holds},
+		{"PUT", "/shop", `{"hold": "30"}`, 400, `hold: "30" given, ` + holds},
+		{"PATCH", "/shop", `{"hold": ""}`, 400, `hold: "" given, ` + holds},
+		{"PUT", "/shop", `{"bypass_secret": "Fifteen-letters"}`, 400, secrets},
+		{"PUT", "/shop", `{"bypass_secret": "` + strings.Repeat("x", 129) + `"}`, 400, secrets},
+		{"PUT", "/shop", `{"bypass_secret": "Sixteen letters."}`, 400, secrets},
+		{"PUT", "/shop", `{"bypass_secret": "Sixteen_letters-\n"}`, 400, secrets},
+		{"PUT", "/shop", `{"bypass_secret": "Sixteen-lettersé"}`, 400, secrets},
+		{"PATCH", "/shop", `{"bypass_secret": ""}`, 400, secrets},
+		{"PUT", "/shop", `{"bypass_secret": 1234567890123456}`, 400, `bypass_secret: a string is accepted`},
+		{"PUT", "/shop", `{"bypass_secret": true}`, 400, `bypass_secret: a string is accepted`},
+		{"PUT", "/shop", `{"bypass_secret": {"id": "x"}}`, 400, `bypass_secret: a string is accepted`},
+		{"PATCH", "/shop", `{"message": null, "colour": "red"}`, 400, `unknown option colour; the options are ` + options},
 		{"PATCH", "/wiki", `{"message": "x"}`, 409, `site wiki is not in maintenance, its state is off; PUT switches it on`},
 		{"GET", "/wiki?wait=1s", ``, 409, `site wiki is not in maintenance, its state is off; PUT switches it on`},
 		{"GET", "/shop?wait=31s", ``, 400, `wait: 31s given, a duration of at most 30s is accepted, such as 10s`},

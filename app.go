@@ -19,6 +19,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 )
 
 func init() {
@@ -40,6 +41,7 @@ type App struct {
 	storage  certmagic.Storage
 	instance string
 	members  map[string]*member
+	servers  map[*caddyhttp.Server]serverStop
 	pages    map[*customPage][]*shownPage // as its sites show each
 
 	ctx     context.Context // ends with the config
@@ -122,6 +124,7 @@ func (a *App) Provision(ctx caddy.Context) error {
 	a.log = ctx.Logger()
 	a.storage = ctx.Storage()
 	a.members = make(map[string]*member)
+	a.servers = make(map[*caddyhttp.Server]serverStop)
 	a.pages = make(map[*customPage][]*shownPage)
 	a.reads = make(chan struct{}, maxReads)
 	a.client = newPageClient()
@@ -173,6 +176,9 @@ func (a *App) untilRunning() bool {
 // Stop warns of what the config that takes over does not keep closed. The app's
 // work ends with its context.
 func (a *App) Stop() error {
+	for _, s := range a.servers {
+		s.stop() // before the load is answered; the server's own word comes later
+	}
 	next, err := runningApp()
 	if err != nil || !a.running.Load() {
 		return nil // Caddy is stopping, or this config has failed
@@ -223,6 +229,26 @@ func (a *App) join(name string, initiallyOn bool) (*member, error) {
 		})
 	}
 	return m, nil
+}
+
+// serverStop is what ends the holds of a server: stop closes stopping.
+type serverStop struct {
+	stopping <-chan struct{}
+	stop     func()
+}
+
+// stopping returns a channel that is closed when the config is unloaded. Cleanup
+// would come too late, for Caddy calls it when all requests have ended; Stop may,
+// when Caddy exits and stops this app after http.
+func (a *App) stopping(s *caddyhttp.Server) <-chan struct{} {
+	known, ok := a.servers[s]
+	if !ok {
+		stopping := make(chan struct{})
+		known = serverStop{stopping, sync.OnceFunc(func() { close(stopping) })}
+		a.servers[s] = known
+		s.RegisterOnShutdown(known.stop)
+	}
+	return known.stopping
 }
 
 // sorted returns the config's sites by name.

@@ -2,6 +2,7 @@ package maintenance
 
 import (
 	"bytes"
+	"crypto/rand"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -14,6 +15,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	caddycmd "github.com/caddyserver/caddy/v2/cmd"
 
@@ -87,6 +89,17 @@ changed. An empty value clears an option.`,
 	flags.StringVar(&c.retryAfter, "retry-after", "", "How long clients are told to wait, at least 1s (default: as configured)")
 	flags.StringVar(&c.until, "until", "", "When maintenance ends by itself, as 2006-01-02T15:04:05Z (RFC 3339) or as 15:04, the next such time in local time")
 	flags.StringVar(&c.duration, "for", "", "How long until maintenance ends by itself, such as 30m")
+	flags.StringVar(&c.hold, "hold", "", "Hold each request up to this long before it gets the page, at most 5m")
+	flags.StringVar(&c.terminateAfter, "terminate-after", "", "Cut off what is still in flight this long after, WebSockets and downloads included")
+	flags.StringVar(&c.secret, "bypass-secret", "", "Let in who opens /.maintenance/<secret>, 16 to 128 of A-Z a-z 0-9 - _ (also --secret)")
+	flags.BoolVar(&c.makeSecret, "with-bypass-secret", false, "Make such a secret, and print what to open (also --with-secret)")
+	flags.SetNormalizeFunc(func(_ *pflag.FlagSet, name string) pflag.NormalizedName {
+		switch name {
+		case "secret", "with-secret":
+			name = strings.Replace(name, "secret", "bypass-secret", 1)
+		}
+		return pflag.NormalizedName(name)
+	})
 	return cmd
 }
 
@@ -116,6 +129,9 @@ type command struct {
 	wait                     string
 	message, retryAfter      string
 	until, duration          string
+	hold, terminateAfter     string
+	secret                   string
+	makeSecret               bool
 
 	endpoint string         // the admin API's address
 	limit    time.Duration  // of --wait, 0 without it
@@ -180,10 +196,20 @@ func (c *command) collectOptions(now time.Time) error {
 	if clock, err := time.Parse("15:04", c.until); err == nil {
 		c.until = nextTime(now, clock.Hour(), clock.Minute()).Format(time.RFC3339)
 	}
+	if c.makeSecret {
+		if c.changed("bypass-secret") {
+			return errors.New("--bypass-secret gives a secret and --with-bypass-secret makes one; give one of them")
+		}
+		c.secret = rand.Text()
+		c.given["bypass_secret"] = c.secret
+	}
 	for _, option := range []struct{ flag, name, value string }{
 		{"message", "message", c.message},
 		{"retry-after", "retry_after", c.retryAfter},
 		{"until", "until", c.until},
+		{"hold", "hold", c.hold},
+		{"terminate-after", "terminate_after", c.terminateAfter},
+		{"bypass-secret", "bypass_secret", c.secret},
 	} {
 		if !c.changed(option.flag) {
 			continue
@@ -309,6 +335,9 @@ func (c *command) turnOn(args []string) error {
 			said += ", does not end by itself any more"
 		case !after.Until.IsZero():
 			said += ", ends by itself " + clockTime(after.Until) + " (in " + roughly(time.Until(after.Until)) + ")"
+		}
+		if c.makeSecret {
+			said += "\nTo get in, open " + linkPrefix + c.secret + " on the site"
 		}
 		return said, after, nil
 	})

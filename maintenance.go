@@ -33,6 +33,9 @@ func init() {
 // with `caddy maintenance on|off` or through the admin API under
 // `/maintenance/`; no config reload is needed.
 //
+// A switch can have requests held until the maintenance is over, have those cut off
+// that do not end, and let in who opens `/.maintenance/<secret>` with its secret.
+//
 // The page is HTML, `application/problem+json` (RFC 9457) or plain text,
 // whichever the request's `Accept` header prefers. The response is never
 // cached and carries `Retry-After` (RFC 9110, section 10.2.3).
@@ -75,7 +78,10 @@ type Handler struct {
 	InitialState string `json:"initial_state,omitempty"`
 
 	site        *member
-	page        *shownPage // nil for the default page
+	log         *zap.Logger
+	cookieName  string
+	stopping    <-chan struct{} // closed when the config is unloaded
+	page        *shownPage      // nil for the default page
 	initiallyOn bool
 	bypass      caddyhttp.MatcherSets
 }
@@ -137,8 +143,13 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 		return err
 	}
 	h.site = m
+	h.log = ctx.Logger()
+	h.cookieName = passCookieName(name)
+	if server, ok := ctx.Value(caddyhttp.ServerCtxKey).(*caddyhttp.Server); ok {
+		h.stopping = app.(*App).stopping(server)
+	}
 	if h.Page != "" && source.location == "" {
-		ctx.Logger().Info("page is empty; visitors get the default page", zap.String("site", name), zap.String("page", h.Page))
+		h.log.Info("page is empty; visitors get the default page", zap.String("site", name), zap.String("page", h.Page))
 	}
 	if source.location != "" {
 		h.page = app.(*App).addPage(m, source, content)
@@ -163,34 +174,92 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 	if err := h.site.ready(r.Context()); err != nil {
 		return err
 	}
-	state, admitted := h.site.admit(h.initiallyOn)
-	if admitted {
-		return h.serveAdmitted(w, r, next)
+	state, p := h.site.admit(w, r, h.initiallyOn)
+	if p != nil {
+		return h.serveAdmitted(p, r, next)
 	}
-	if len(h.bypass) > 0 {
-		bypassed, err := h.bypass.AnyMatchWithError(r)
-		if err != nil {
+	return h.serveClosed(w, r, next, state)
+}
+
+// serveClosed lets a request of a site that is in maintenance through, holds it
+// or blocks it.
+func (h *Handler) serveClosed(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler, st *state) error {
+	hold := hold{handler: h}
+	for {
+		if len(h.bypass) > 0 {
+			bypassed, err := h.bypass.AnyMatchWithError(r)
+			if err != nil {
+				return err
+			}
+			if bypassed {
+				return h.goOn(w, r, next)
+			}
+		}
+		if served, err := h.letIn(w, r, next, st.options().Pass); served {
 			return err
 		}
-		if bypassed {
-			return next.ServeHTTP(w, r)
+		switch hold.wait(w, r, st) {
+		case blocked:
+			h.respond(w, r, st, retryAfterSeconds(st.options(), time.Duration(h.RetryAfter)))
+			return nil
+		case stopped:
+			h.respond(w, r, st, 1)
+			return nil
+		case left:
+			w.WriteHeader(statusClientLeft)
+			return nil
+		case reopened:
+		}
+		var p *passage
+		if st, p = h.site.admit(w, r, h.initiallyOn); p != nil {
+			return h.serveAdmitted(p, r, next)
 		}
 	}
-	return h.respond(w, r, state)
 }
+
+// statusClientLeft is what Caddy's reverse proxy logs of a client that did not
+// wait for the answer.
+const statusClientLeft = 499
 
 // serveAdmitted counts a request until it ends, in whichever way. One that ends
 // in an error goes on to the site's error routes, which may proxy it again, and
 // ends when the server cancels its context.
-func (h *Handler) serveAdmitted(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler) (err error) {
+func (h *Handler) serveAdmitted(p *passage, r *http.Request, next caddyhttp.Handler) (err error) {
 	defer func() {
 		if err != nil {
-			context.AfterFunc(r.Context(), h.site.leave)
+			p.letGo()
+			context.AfterFunc(serverContext(p.context.parent), func() { h.site.leave(p) })
 		} else {
-			h.site.leave()
+			h.site.leave(p)
 		}
 	}()
-	return next.ServeHTTP(w, r)
+	body := r.Body
+	setContext(r, &p.context)
+	err = p.serve(r, next)
+	switch p.writer.progress.Load() {
+	case cutBefore:
+		setContext(r, p.context.parent)
+		abandon(p.writer.ResponseWriter, body)
+		h.respondCut(p.writer.ResponseWriter, r)
+		return nil
+	case cutAfter:
+		abandon(p.writer.ResponseWriter, body)
+		panic(http.ErrAbortHandler) // what has been sent must not look complete
+	}
+	return err
+}
+
+// respondCut answers a request that was cut off before anything was sent.
+func (h *Handler) respondCut(w http.ResponseWriter, r *http.Request) {
+	header := w.Header()
+	for _, name := range appHeaders {
+		delete(header, name)
+	}
+	if r.ProtoMajor == 1 {
+		header.Set("Connection", "close")
+	}
+	st := h.site.current()
+	h.respond(w, r, st, retryAfterSeconds(st.options(), time.Duration(h.RetryAfter)))
 }
 
 const (

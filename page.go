@@ -19,17 +19,12 @@ import (
 )
 
 // respond answers a request of a site that is in maintenance.
-func (h *Handler) respond(w http.ResponseWriter, r *http.Request, st *state) error {
-	retryAfter := retryAfterSeconds(st.options(), time.Duration(h.RetryAfter))
-
+func (h *Handler) respond(w http.ResponseWriter, r *http.Request, st *state, retryAfter int64) {
 	var contentType, contentEncoding string
 	var body []byte
 	switch negotiate(r.Header["Accept"], r.Header.Get("Sec-Fetch-Dest")) {
 	case mediaHTML:
-		shown, err := h.document(r.Context(), st)
-		if err != nil {
-			return err
-		}
+		shown := h.document(r.Context(), st)
 		contentType, body = shown.contentType, shown.html
 		if len(shown.gzip) > 0 && acceptsGzip(r.Header["Accept-Encoding"]) {
 			contentEncoding, body = "gzip", shown.gzip
@@ -64,24 +59,22 @@ func (h *Handler) respond(w http.ResponseWriter, r *http.Request, st *state) err
 	}
 	w.WriteHeader(http.StatusServiceUnavailable)
 	if r.Method != http.MethodHead {
-		_, _ = w.Write(body)
+		_, _ = w.Write(body) //nolint:gosec // the operator's page, and text that is escaped
 	}
-	return nil
 }
 
 // document is the HTML page of the handler.
-func (h *Handler) document(ctx context.Context, st *state) (*document, error) {
+func (h *Handler) document(ctx context.Context, st *state) *document {
 	if h.page == nil {
-		return st.page.document, nil
+		return st.page.document
 	}
 	if h.page.lastGood.Load() == nil {
 		select {
 		case <-h.page.settled:
 		case <-ctx.Done():
-			return nil, ctx.Err()
 		}
 	}
-	return h.page.document(st), nil
+	return h.page.document(st)
 }
 
 // setEach sets headers by their canonical names. It makes one allocation for all
@@ -97,6 +90,12 @@ func setEach(header http.Header, namesAndValues ...string) {
 // of the app, if a header directive has set them for it.
 var foreignHeaders = []string{
 	"Etag", "Last-Modified", "Expires", "Cdn-Cache-Control", "Surrogate-Control", "Content-Encoding",
+}
+
+// appHeaders, in canonical form, are what the app may have set for a response of
+// its own before it was cut off.
+var appHeaders = []string{
+	"Content-Disposition", "Content-Language", "Content-Range", "Location", "Set-Cookie", "Trailer", "Transfer-Encoding",
 }
 
 // retryAfterSeconds counts down to the end of the maintenance, if it has one

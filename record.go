@@ -79,17 +79,28 @@ func recordKey(site string) string {
 
 // options are what a switch can say about a maintenance.
 type options struct {
-	Message    string    `json:"message,omitempty"`
-	RetryAfter string    `json:"retry_after,omitempty"` // as given, a duration
-	Until      time.Time `json:"until,omitzero"`
+	Message        string    `json:"message,omitempty"`
+	RetryAfter     string    `json:"retry_after,omitempty"` // as given, a duration
+	Until          time.Time `json:"until,omitzero"`
+	Hold           string    `json:"hold,omitempty"`            // as given, a duration
+	TerminateAfter string    `json:"terminate_after,omitempty"` // as given, a duration
+	Pass           *pass     `json:"bypass_secret,omitempty"`
+
+	secret string // as given; stored is only what becomes of it
 }
 
-const maxMessage = 1000
+const (
+	maxMessage = 1000
+	maxHold    = 5 * time.Minute
+)
 
 // set sets an option to a value in JSON; null clears it.
 func (o *options) set(name string, value json.RawMessage) error {
 	var text *string
 	if err := json.Unmarshal(value, &text); err != nil {
+		if name == "bypass_secret" {
+			return errors.New("a string is accepted") // and what was given is not shown
+		}
 		return fmt.Errorf("%s given, a string is accepted%s", abridge(string(value)), suggestDuration(name, value))
 	}
 	if text != nil {
@@ -102,6 +113,12 @@ func (o *options) set(name string, value json.RawMessage) error {
 		o.RetryAfter = ""
 	case "until":
 		o.Until = time.Time{}
+	case "hold":
+		o.Hold = ""
+	case "terminate_after":
+		o.TerminateAfter = ""
+	case "bypass_secret":
+		o.Pass, o.secret = nil, ""
 	}
 	return nil
 }
@@ -115,16 +132,22 @@ func (o *options) setText(name, text string) (err error) {
 		o.RetryAfter, err = parseRetryAfter(text)
 	case "until":
 		o.Until, err = parseUntil(text)
+	case "hold":
+		o.Hold, err = parseHold(text)
+	case "terminate_after":
+		o.TerminateAfter, err = parseTerminateAfter(text)
+	case "bypass_secret":
+		o.secret, err = parseSecret(text)
 	}
 	return err
 }
 
-var optionNames = []string{"message", "retry_after", "until"}
+var optionNames = []string{"message", "retry_after", "until", "hold", "terminate_after", "bypass_secret"}
 
 // suggestDuration says what to write in the place of a number of seconds.
 func suggestDuration(name string, value json.RawMessage) string {
 	text := string(value) + "s"
-	if _, err := parseRetryAfter(text); name != "retry_after" || err != nil {
+	if _, err := caddy.ParseDuration(text); err != nil || new(options).setText(name, text) != nil || name == "message" {
 		return ""
 	}
 	return fmt.Sprintf(", such as %q", text)
@@ -144,6 +167,22 @@ func parseRetryAfter(s string) (string, error) {
 	d, err := caddy.ParseDuration(s)
 	if err != nil || d < minRetryAfter {
 		return "", fmt.Errorf(`%s given, a duration of at least %s is accepted, such as "90s", "1.5h" or "1d"`, abridge(fmt.Sprintf("%q", s)), minRetryAfter)
+	}
+	return s, nil
+}
+
+func parseHold(s string) (string, error) {
+	d, err := caddy.ParseDuration(s)
+	if err != nil || d <= 0 || d > maxHold {
+		return "", fmt.Errorf(`%s given, a duration above zero of at most %s is accepted, such as "30s"`, abridge(fmt.Sprintf("%q", s)), maxHold)
+	}
+	return s, nil
+}
+
+func parseTerminateAfter(s string) (string, error) {
+	d, err := caddy.ParseDuration(s)
+	if err != nil || d <= 0 {
+		return "", fmt.Errorf(`%s given, a duration above zero is accepted, such as "30s"`, abridge(fmt.Sprintf("%q", s)))
 	}
 	return s, nil
 }
@@ -193,6 +232,38 @@ func parseOptions(base options, body []byte) (options, error) {
 		}
 	}
 	return base, nil
+}
+
+// seal puts what is stored of a secret in its place. A secret that is the same as
+// before stays the same to those who have its cookie.
+func (o *options) seal(site string, before *pass) {
+	switch {
+	case o.secret == "":
+		return
+	case before.isSecret(o.secret):
+		o.Pass = before
+	default:
+		o.Pass = newPass(site, o.secret)
+	}
+	o.secret = ""
+}
+
+// hold returns how long requests are held, 0 if they are not.
+func (o options) hold() time.Duration {
+	d, err := caddy.ParseDuration(o.Hold)
+	if o.Hold == "" || err != nil {
+		return 0
+	}
+	return min(max(d, 0), maxHold)
+}
+
+// terminateAfter returns the option as a duration, 0 if it is not set.
+func (o options) terminateAfter() time.Duration {
+	d, err := caddy.ParseDuration(o.TerminateAfter)
+	if o.TerminateAfter == "" || err != nil {
+		return 0
+	}
+	return max(d, 0)
 }
 
 // retryAfter returns the option as a duration, or other where it is not set or

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"errors"
+	"reflect"
 	"testing"
 	"time"
 	"unicode"
@@ -31,6 +32,7 @@ func TestRecordOrder(t *testing.T) {
 func FuzzRecord(f *testing.F) {
 	for _, seed := range []string{
 		`{"version": 1, "enabled": true, "since": "2026-01-31T02:00:00Z", "message": "Hello.", "retry_after": "5m", "until": "2026-01-31T03:00:00Z"}`,
+		`{"version": 1, "enabled": true, "hold": "a while", "terminate_after": "-1s", "bypass_secret": {"id": "", "secret_hash": "", "cookie_hash": ""}}`,
 		`{"version": 1, "enabled": null}`, `{"enabled": true}`, `{"version": 1e3, "enabled": false}`, `{"VERSION": 1, "Enabled": true}`, `[]`, `null`, ``,
 	} {
 		f.Add([]byte(seed))
@@ -58,12 +60,19 @@ func FuzzRecord(f *testing.F) {
 		if got := retryAfterSeconds(r.options, time.Minute); got < 1 {
 			t.Errorf("Retry-After is %d", got)
 		}
+		if got := r.hold(); got < 0 || got > maxHold {
+			t.Errorf("requests are held for %s", got)
+		}
+		if r.Pass.isSecret("") || r.Pass.isCookie("") {
+			t.Errorf("nothing is a secret or a cookie of %s", raw)
+		}
 	})
 }
 
 func FuzzOptions(f *testing.F) {
 	for _, seed := range []string{
 		`{"message": "Hello.", "retry_after": "1.5h", "until": "2999-01-01T00:00:00+01:00"}`,
+		`{"hold": "5m", "bypass_secret": "0123456789-ABCDEF"}`, `{"hold": "301s", "bypass_secret": null}`,
 		`{"message": null}`, `{"retry_after": 300}`, `{"retry_after": "1d1d"}`, `{}{}`, `{"message": "\ud800"}`, `{"message": {"a": [1]}}`, ``,
 	} {
 		f.Add([]byte(seed))
@@ -83,11 +92,19 @@ func FuzzOptions(f *testing.F) {
 		if merged.RetryAfter != "" && merged.retryAfter(0) < minRetryAfter {
 			t.Errorf("accepted retry_after %q", merged.RetryAfter)
 		}
+		if hold := merged.hold(); (hold > 0) != (merged.Hold != "") || hold > maxHold {
+			t.Errorf("accepted hold %q", merged.Hold)
+		}
+		secret := merged.secret
+		merged.seal("shop", nil)
+		if merged.Pass.isSecret(secret) != (secret != "") {
+			t.Errorf("the secret %q is not known again", secret)
+		}
 		r, err := newRecord(1, true, time.Now(), merged)
 		if err != nil {
 			t.Fatalf("accepted what cannot be stored: %v", err)
 		}
-		if parsed, err := parseRecord(r.raw); err != nil || parsed.options != merged {
+		if parsed, err := parseRecord(r.raw); err != nil || !reflect.DeepEqual(parsed.options, merged) {
 			t.Errorf("%+v is stored as %s (%v)", merged, r.raw, err)
 		}
 	})

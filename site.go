@@ -3,6 +3,7 @@ package maintenance
 import (
 	"context"
 	"errors"
+	"net/http"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -79,6 +80,12 @@ type site struct {
 	inFlight atomic.Int64
 	_        [56]byte
 	idle     atomic.Pointer[chan struct{}] // closed when inFlight reaches 0; nil while nobody waits
+	held     atomic.Int64                  // requests that wait for the end of a maintenance
+
+	passages crowds // the admitted requests
+
+	cutting  sync.Mutex
+	cutTimer *time.Timer // until what is in flight is cut off, if it is to be; guarded by cutting
 
 	orphaned atomic.Bool // no handler is left
 	refs     int         // handlers and switches under way; guarded by the pool
@@ -96,7 +103,9 @@ type site struct {
 
 func newSite(name string) *site {
 	s := &site{name: name, switching: make(chan struct{}, 1)}
-	s.state.Store(newState(loading))
+	st := newState(loading)
+	st.closedAt = time.Now()
+	s.state.Store(st)
 	return s
 }
 
@@ -133,21 +142,24 @@ func (s *site) ready(ctx context.Context) error {
 // count, a switch could report that nothing is in flight while a request slips
 // through between the two; with a look only after it, blocked requests would
 // show up in the count.
-func (s *site) admit(initiallyOn bool) (*state, bool) {
+func (s *site) admit(w http.ResponseWriter, r *http.Request, initiallyOn bool) (*state, *passage) {
 	if st := s.current(); st.blocks(initiallyOn) {
-		return st, false
+		return st, nil
 	}
+	p := newPassage(w, r)
+	s.passages.add(p)
 	s.inFlight.Add(1)
 	st := s.current()
 	if st.blocks(initiallyOn) {
-		s.leave()
-		return st, false
+		s.leave(p)
+		return st, nil
 	}
-	return st, true
+	return st, p
 }
 
 // leave ends what admit began.
-func (s *site) leave() {
+func (s *site) leave(p *passage) {
+	p.leaveCrowd()
 	if s.inFlight.Add(-1) > 0 {
 		return
 	}
@@ -197,11 +209,48 @@ func (s *site) current() *state {
 
 // replace puts next in the place of old, unless another state has done so.
 func (s *site) replace(old, next *state) bool {
+	if next.closed() {
+		next.closedAt = old.closedAt
+		if !old.closed() {
+			next.closedAt = time.Now()
+		}
+	}
 	if !s.state.CompareAndSwap(old, next) {
 		return false
 	}
 	close(old.replaced)
+	s.setCutTimer()
 	return true
+}
+
+// setCutTimer has what is in flight cut off when its time has come.
+func (s *site) setCutTimer() {
+	s.cutting.Lock()
+	defer s.cutting.Unlock()
+	if s.cutTimer != nil {
+		s.cutTimer.Stop()
+		s.cutTimer = nil
+	}
+	if at := s.state.Load().cutsAt(); !at.IsZero() {
+		s.cutTimer = time.AfterFunc(time.Until(at), s.cut)
+	}
+}
+
+// cut ends what is still in flight, unless it is not to be ended any more.
+func (s *site) cut() {
+	st := s.current()
+	if at := st.cutsAt(); at.IsZero() || time.Now().Before(at) {
+		return
+	}
+	passages := s.passages.all()
+	if now := s.state.Load(); !now.closed() || !now.closedAt.Equal(st.closedAt) {
+		return // some of them may have been admitted since
+	}
+	for _, p := range passages {
+		p.cut()
+	}
+	end := time.Now().Add(2 * cutGrace)
+	time.AfterFunc(cutGrace, func() { cutConnections(passages, end) })
 }
 
 // learn takes in what there is in storage: a record, none, or an error where it
@@ -227,6 +276,7 @@ type state struct {
 	record   *record       // as stored, of recorded; of loading, the last one known
 	ended    bool          // the record's until has passed; it does not begin again if the clock is set back
 	reported atomic.Bool   // that it ended has been logged
+	closedAt time.Time     // since when this instance lets nobody in, if it does not
 	replaced chan struct{} // closed when another state takes its place
 	page     *builtinPage
 }
@@ -323,6 +373,18 @@ func (st *state) blocks(initiallyOn bool) bool {
 	}
 }
 
+// closed reports whether requests are kept out whatever the site's initial state.
+func (st *state) closed() bool { return st.kind != neverSwitched && st.blocks(false) }
+
+// cutsAt is when what is in flight is to be cut off, or zero.
+func (st *state) cutsAt() time.Time {
+	after := st.options().terminateAfter()
+	if after == 0 {
+		return time.Time{}
+	}
+	return st.closedAt.Add(after)
+}
+
 // on reports whether the site is known to be in maintenance.
 func (st *state) on(initiallyOn bool) bool {
 	return st.kind >= neverSwitched && st.blocks(initiallyOn)
@@ -376,6 +438,15 @@ func (st *state) fields() []zap.Field {
 	}
 	if !o.Until.IsZero() {
 		fields = append(fields, zap.String("until", o.Until.Format(time.RFC3339)))
+	}
+	if o.Hold != "" {
+		fields = append(fields, zap.String("hold", o.Hold))
+	}
+	if o.TerminateAfter != "" {
+		fields = append(fields, zap.String("terminate_after", o.TerminateAfter))
+	}
+	if o.Pass != nil {
+		fields = append(fields, zap.Bool("bypass_secret", true))
 	}
 	return fields
 }

@@ -95,6 +95,38 @@ func TestWrongCommandLineIsExplainedAndChangesNothing(t *testing.T) {
 			`--retry-after: "60" given, a duration of at least 1s is accepted, such as "90s", "1.5h" or "1d"`,
 		},
 		{
+			"on shop --hold 0s",
+			`--hold: "0s" given, a duration above zero of at most 5m0s is accepted, such as "30s"`,
+		},
+		{
+			"on shop --hold 301s",
+			`--hold: "301s" given, a duration above zero of at most 5m0s is accepted, such as "30s"`,
+		},
+		{
+			"on shop --hold 30",
+			`--hold: "30" given, a duration above zero of at most 5m0s is accepted, such as "30s"`,
+		},
+		{
+			"on shop --secret Tell-Nobody",
+			"--bypass-secret: what is given does not fit, 16 to 128 of A-Z a-z 0-9 - _ are accepted",
+		},
+		{
+			"on shop --bypass-secret Tell-Nobody-of-this!",
+			"--bypass-secret: what is given does not fit, 16 to 128 of A-Z a-z 0-9 - _ are accepted",
+		},
+		{
+			"on shop --with-secret --secret 0123456789-ABCDEF",
+			"--bypass-secret gives a secret and --with-bypass-secret makes one; give one of them",
+		},
+		{
+			"on shop --with-bypass-secret --bypass-secret=",
+			"--bypass-secret gives a secret and --with-bypass-secret makes one; give one of them",
+		},
+		{
+			"off shop --hold 30s",
+			"unknown flag: --hold; see caddy maintenance off --help",
+		},
+		{
 			"shop wiki",
 			"this shows one site, or all if none is named; sites are switched with: caddy maintenance on|off <site>",
 		},

@@ -1,0 +1,293 @@
+package maintenance
+
+import (
+	"bufio"
+	"context"
+	"io"
+	"math/rand/v2"
+	"net"
+	"net/http"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+)
+
+const (
+	cutGrace    = time.Second           // how long after its context a request's connection is cut, if it has not ended
+	cutInterval = 50 * time.Millisecond // until it is cut again, for writers may set deadlines of their own
+)
+
+// passage is a request that was admitted, on its way through the app: what it
+// takes to cut it off. Its writer and context are part of it, so that all of it
+// is one allocation.
+type passage struct {
+	writer  passageWriter
+	context passageContext
+
+	crowd      *crowd
+	prev, next *passage
+
+	mu    sync.Mutex
+	ended bool
+}
+
+func newPassage(w http.ResponseWriter, r *http.Request) *passage {
+	p := new(passage)
+	p.writer.ResponseWriter = w
+	p.context.parent = r.Context()
+	return p
+}
+
+// serverContext is the context that ends when the server is done with the request.
+func serverContext(ctx context.Context) context.Context {
+	for {
+		outer, ok := ctx.(*passageContext)
+		if !ok {
+			return ctx
+		}
+		ctx = outer.parent
+	}
+}
+
+// setContext changes the request in place: placeholders and error routes stay with
+// this one, and would not see what is done to another.
+func setContext(r *http.Request, ctx context.Context) { *r = *r.WithContext(ctx) }
+
+// serve passes the request on. A handler may give up, as reverse_proxy does, when
+// nothing can be sent any more; there is still the 503 to be sent then.
+func (p *passage) serve(r *http.Request, next caddyhttp.Handler) error {
+	defer func() {
+		if p.writer.progress.Load() != cutBefore {
+			return
+		}
+		if reason := recover(); reason != nil && reason != http.ErrAbortHandler {
+			panic(reason)
+		}
+	}()
+	return next.ServeHTTP(&p.writer, r)
+}
+
+// cut ends the request if it heeds its context, which proxied ones do within
+// milliseconds. The cause is not one of our own: reverse_proxy would take that for
+// a failure of the upstream.
+func (p *passage) cut() {
+	p.writer.cut()
+	p.context.cancel()
+}
+
+// cutConnection ends the request if it waits for its client: to send the rest of
+// an upload, or to receive more of a download. It reports whether it has not ended.
+func (p *passage) cutConnection() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.ended {
+		return false
+	}
+	expireRead(p.writer.ResponseWriter)
+	if p.writer.progress.Load() == cutAfter { // else the 503 is still to be sent
+		_ = innermost(p.writer.ResponseWriter).SetWriteDeadline(time.Now())
+	}
+	return true
+}
+
+// cutConnections ends what its context has not ended, again and again for a while.
+func cutConnections(passages []*passage, end time.Time) {
+	passages = slices.DeleteFunc(passages, func(p *passage) bool { return !p.cutConnection() })
+	if len(passages) > 0 && time.Now().Before(end) {
+		time.AfterFunc(cutInterval, func() { cutConnections(passages, end) })
+	}
+}
+
+// letGo keeps the connection from being cut. The handler has returned: it may be
+// another request's now.
+func (p *passage) letGo() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.ended = true
+}
+
+// expireRead has what waits for more of the request fail. Caddy's own writer has to
+// know, or it moves the deadline on.
+func expireRead(w http.ResponseWriter) {
+	_ = http.NewResponseController(w).SetReadDeadline(time.Now())
+}
+
+// innermost is the server's own writer; those around it may move deadlines on.
+func innermost(w http.ResponseWriter) *http.ResponseController {
+	for {
+		outer, ok := w.(interface{ Unwrap() http.ResponseWriter })
+		if !ok {
+			return http.NewResponseController(w)
+		}
+		w = outer.Unwrap()
+	}
+}
+
+// abandon keeps the server from waiting for the rest of an upload, which it would
+// do to use the connection again.
+func abandon(w http.ResponseWriter, body io.Closer) {
+	expireRead(w)
+	if body != nil {
+		_ = body.Close()
+	}
+}
+
+// passageWriter knows whether anything has been sent, and sends no more once the
+// request has been cut off before that.
+type passageWriter struct {
+	caddyhttp.ResponseWriterWrapper
+	progress  atomic.Int32
+	once      sync.Once
+	discarded http.Header // what the app sets when it is too late
+}
+
+const (
+	nothingSent int32 = iota
+	headerSent
+	cutBefore // anything was sent
+	cutAfter
+)
+
+func (w *passageWriter) cut() {
+	if !w.progress.CompareAndSwap(nothingSent, cutBefore) {
+		w.progress.CompareAndSwap(headerSent, cutAfter)
+	}
+}
+
+// begin reports whether there may be sent more.
+func (w *passageWriter) begin() bool {
+	return w.progress.Load() == headerSent || w.progress.CompareAndSwap(nothingSent, headerSent)
+}
+
+func (w *passageWriter) Header() http.Header {
+	if w.progress.Load() == cutBefore {
+		w.once.Do(func() { w.discarded = make(http.Header) })
+		return w.discarded
+	}
+	return w.ResponseWriter.Header()
+}
+
+func (w *passageWriter) Hijack() (net.Conn, *bufio.ReadWriter, error) {
+	conn, buffer, err := http.NewResponseController(w.ResponseWriter).Hijack()
+	if err == nil {
+		w.begin() // nothing can be sent in the handler's place any more
+	}
+	return conn, buffer, err
+}
+
+func (w *passageWriter) WriteHeader(status int) {
+	informational := status < 200 && status != http.StatusSwitchingProtocols
+	if informational && w.progress.Load() == nothingSent || !informational && w.begin() {
+		w.ResponseWriter.WriteHeader(status)
+	}
+}
+
+func (w *passageWriter) Write(b []byte) (int, error) {
+	if !w.begin() {
+		return 0, context.Canceled
+	}
+	return w.ResponseWriter.Write(b)
+}
+
+func (w *passageWriter) ReadFrom(r io.Reader) (int64, error) {
+	if !w.begin() {
+		return 0, context.Canceled
+	}
+	return w.ResponseWriterWrapper.ReadFrom(r)
+}
+
+func (w *passageWriter) FlushError() error {
+	if !w.begin() {
+		return context.Canceled
+	}
+	return http.NewResponseController(w.ResponseWriter).Flush()
+}
+
+// passageContext is the request's context until somebody waits for its end, and
+// one that can be canceled from then on: many requests never need that.
+type passageContext struct {
+	parent     context.Context
+	cancelable atomic.Pointer[cancelable]
+}
+
+type cancelable struct {
+	context.Context
+	cancel context.CancelFunc
+}
+
+func (c *passageContext) current() context.Context {
+	if own := c.cancelable.Load(); own != nil {
+		return own.Context
+	}
+	return c.parent
+}
+
+func (c *passageContext) own() *cancelable {
+	if own := c.cancelable.Load(); own != nil {
+		return own
+	}
+	own := new(cancelable)
+	own.Context, own.cancel = context.WithCancel(c.parent)
+	if !c.cancelable.CompareAndSwap(nil, own) {
+		own.cancel()
+	}
+	return c.cancelable.Load()
+}
+
+func (c *passageContext) cancel() { c.own().cancel() }
+
+func (c *passageContext) Deadline() (time.Time, bool) { return c.parent.Deadline() }
+func (c *passageContext) Done() <-chan struct{}       { return c.own().Done() }
+func (c *passageContext) Err() error                  { return c.current().Err() }
+func (c *passageContext) Value(key any) any           { return c.current().Value(key) }
+
+// crowds are the passages of a site, in several parts so that requests seldom wait
+// for one another.
+type crowds [16]crowd
+
+type crowd struct {
+	mu    sync.Mutex
+	first *passage
+	_     [48]byte
+}
+
+func (c *crowds) add(p *passage) {
+	crowd := &c[rand.Uint32()%uint32(len(c))] //nolint:gosec // no secret
+	crowd.mu.Lock()
+	defer crowd.mu.Unlock()
+	p.crowd, p.next, crowd.first = crowd, crowd.first, p
+	if p.next != nil {
+		p.next.prev = p
+	}
+}
+
+func (p *passage) leaveCrowd() {
+	p.letGo()
+	p.crowd.mu.Lock()
+	defer p.crowd.mu.Unlock()
+	if p.prev != nil {
+		p.prev.next = p.next
+	} else {
+		p.crowd.first = p.next
+	}
+	if p.next != nil {
+		p.next.prev = p.prev
+	}
+	p.prev, p.next = nil, nil
+}
+
+// all returns the passages that have not ended.
+func (c *crowds) all() []*passage {
+	var list []*passage
+	for i := range c {
+		c[i].mu.Lock()
+		for p := c[i].first; p != nil; p = p.next {
+			list = append(list, p)
+		}
+		c[i].mu.Unlock()
+	}
+	return list
+}

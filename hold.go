@@ -1,0 +1,142 @@
+package maintenance
+
+import (
+	"bytes"
+	"io"
+	"net/http"
+	"time"
+)
+
+const (
+	maxHeld     = 1024     // requests of a site, at once
+	maxHeldBody = 64 << 10 // of a request that is held
+)
+
+// hold is a request's wait for the end of a maintenance.
+type hold struct {
+	handler *Handler
+	since   time.Time // when it began, first
+}
+
+// holdEnd is how a wait ended.
+type holdEnd int
+
+const (
+	blocked  holdEnd = iota // it is over, or there is to be none
+	reopened                // the site may be open
+	left                    // the client has left
+	stopped                 // the config is being unloaded
+)
+
+// wait holds a request until the site is no longer in the state given, if that
+// says that requests are to be held.
+func (hd *hold) wait(w http.ResponseWriter, r *http.Request, st *state) holdEnd {
+	if hd.since.IsZero() {
+		hd.since = time.Now()
+	}
+	if hd.deadline(st).IsZero() || r.ContentLength < 0 || r.ContentLength > maxHeldBody {
+		return blocked
+	}
+	held := &hd.handler.site.held
+	defer held.Add(-1)
+	if held.Add(1) > maxHeld {
+		return blocked
+	}
+	if !hd.readBody(w, r) {
+		return hd.unless(blocked)
+	}
+	wake := hd.deadline(st)
+	if until := st.options().Until; !until.IsZero() && until.Before(wake) {
+		wake = until
+	}
+	timer := time.NewTimer(time.Until(wake))
+	defer timer.Stop()
+	over := false
+	select {
+	case <-st.replaced:
+	case <-timer.C:
+		over = !time.Now().Before(hd.deadline(st))
+	case <-r.Context().Done():
+	case <-hd.handler.stopping:
+	}
+	if r.Context().Err() != nil {
+		return left
+	}
+	if over && hd.handler.site.current() == st {
+		return hd.unless(blocked)
+	}
+	return hd.unless(reopened)
+}
+
+// deadline is how long a request is held in a state of the site, counted from when it
+// came; zero if it is not.
+func (hd *hold) deadline(st *state) time.Time {
+	limit := st.options().hold()
+	if limit == 0 {
+		return time.Time{}
+	}
+	return hd.since.Add(limit)
+}
+
+// unless returns end, but if the config is being unloaded.
+func (hd *hold) unless(end holdEnd) holdEnd {
+	select {
+	case <-hd.handler.stopping:
+		return stopped
+	default:
+		return end
+	}
+}
+
+// readBody reads a request to its end: only then does the server notice when the
+// client leaves. It returns false if the wait is over before.
+func (hd *hold) readBody(w http.ResponseWriter, r *http.Request) bool {
+	if _, ok := r.Body.(*bufferedBody); !ok && r.ContentLength > 0 {
+		done, watched := make(chan struct{}), make(chan bool)
+		go func() {
+			inTime := hd.watch(done)
+			if !inTime {
+				_ = http.NewResponseController(w).SetReadDeadline(time.Now())
+			}
+			watched <- inTime
+		}()
+		content, err := io.ReadAll(r.Body)
+		close(done)
+		if inTime := <-watched; err != nil || !inTime {
+			return false
+		}
+		r.Body = &bufferedBody{bytes.NewReader(content)}
+	}
+	// A server that has a deadline for reading would take its end for the client's.
+	// Caddy's own writer would put it back.
+	_ = innermost(w).SetReadDeadline(time.Time{})
+	return true
+}
+
+// watch returns true when done is closed, or false if the wait is over before.
+// Once the site is open the rest may take as long as it takes.
+func (hd *hold) watch(done <-chan struct{}) bool {
+	for {
+		st := hd.handler.site.current()
+		var over <-chan time.Time
+		if st.blocks(hd.handler.initiallyOn) {
+			timer := time.NewTimer(time.Until(hd.deadline(st)))
+			defer timer.Stop()
+			over = timer.C
+		}
+		select {
+		case <-done:
+			return true
+		case <-st.replaced:
+		case <-over:
+			return false
+		case <-hd.handler.stopping:
+			return false
+		}
+	}
+}
+
+// bufferedBody is a request's body that has been read.
+type bufferedBody struct{ *bytes.Reader }
+
+func (*bufferedBody) Close() error { return nil }

@@ -1,0 +1,507 @@
+package integration
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/json"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/http/fcgi"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/quic-go/quic-go/http3"
+)
+
+// cutLimit is how long after its moment a request may be cut off in a test. On a
+// machine that is not busy it takes milliseconds, or a second where the request
+// waits for its client.
+const cutLimit = 6 * time.Second
+
+// G5: What does not end by itself is cut off at its moment, whatever it waits for,
+// in a way that no client takes for its end. Nothing else is.
+func TestWhatDoesNotEndIsCutOff(t *testing.T) {
+	t.Parallel()
+	f := newCutFixture(t)
+	var lasting []*lastingRequest
+	for _, p := range f.protocols {
+		for _, kind := range lastingKinds {
+			if kind.only == "" || strings.Contains(kind.only, p.name) {
+				lasting = append(lasting, f.begin(p, kind))
+			}
+		}
+	}
+	var untouched []*stream
+	for _, p := range f.protocols {
+		untouched = append(untouched, f.stream(p, "/wiki/trickle"))
+	}
+	awaitInFlight(t, f.c, len(lasting))
+
+	const (
+		after  = time.Second
+		secret = "0123456789abcdef"
+	)
+	before := time.Now()
+	f.c.on("shop", fmt.Sprintf(`{"message": "Back at three.", "terminate_after": "%s", "bypass_secret": "%s"}`, after, secret))
+	moment := time.Now().Add(after)
+	for _, p := range f.protocols {
+		untouched = append(untouched, f.stream(p, "/bypassed/trickle"))
+		untouched = append(untouched, f.stream(p, "/trickle", "Cookie", f.passCookie(secret)))
+	}
+	for n := len(lasting); n > 0 && !t.Failed(); time.Sleep(2 * time.Millisecond) {
+		if n = f.c.status("shop").InFlight; n > 0 && time.Since(moment) > cutLimit {
+			t.Errorf("%d are still in flight", n)
+		}
+	}
+	t.Logf("drained after %s", time.Since(moment))
+	close(f.cut)
+
+	var polls int64
+	for _, r := range lasting {
+		got := r.wait(t)
+		t.Logf("%-60s %6s %d %v", r.name, got.at.Sub(moment).Round(time.Millisecond), got.code, got.err)
+		if fault := r.kind.fault(got); fault != "" {
+			t.Errorf("%s: %s: got %d %v %.300q %v", r.name, fault, got.code, got.header, got.body, got.err)
+		}
+		if got.at.Before(before.Add(after)) {
+			t.Errorf("%s: cut off %s before the moment", r.name, before.Add(after).Sub(got.at))
+		}
+		if r.kind.path == "/poll" {
+			polls++
+		}
+	}
+	eventually(t, patience, "the app has seen its clients leave", func() bool { return f.left.Load() == polls })
+	for _, s := range untouched {
+		s.expectMore(t)
+	}
+
+	// For what was cut off, the proxy has not taken the app for broken.
+	f.c.off("shop")
+	for _, p := range f.protocols {
+		if code, err := fetch(p.client, f.url("/")); code != http.StatusOK || err != nil {
+			t.Errorf("%s: got %d %v when the site is open again, want 200", p.name, code, err)
+		}
+	}
+}
+
+// lastingKind is a request that does not end by itself.
+type lastingKind struct {
+	name   string
+	path   string
+	only   string // protocols
+	method string
+	header []string // names and values
+	upload int64    // the length of an upload that stalls, -1 if that is not told
+	pace   pace
+	fault  func(got finalAnswer) string // empty if that is how it is to be cut off
+}
+
+type pace int
+
+const (
+	atOnce  pace = iota // reads what comes
+	steady              // reads some of what comes
+	stalled             // reads no more than the header before it has been cut off
+)
+
+var lastingKinds = []lastingKind{
+	{name: "long poll", path: "/poll", fault: noProblem},
+	{name: "long poll, HEAD", path: "/poll", method: http.MethodHead, fault: no503},
+	{name: "long poll after early hints", path: "/hints", fault: noProblem},
+	{name: "header that encode keeps until there is more", path: "/encoded/header", header: gzip, fault: noProblem},
+	{name: "page that templates collects", path: "/templates/page", fault: noProblem},
+	{name: "stalled upload", path: "/upload", upload: 1 << 20, fault: noProblem},
+	{name: "stalled upload, small", path: "/upload", upload: 1 << 10, fault: noProblem},
+	{name: "stalled upload, chunked", path: "/upload", upload: -1, fault: noProblem},
+	{name: "stalled upload, Expect: 100-continue", path: "/upload", upload: 1 << 20, header: []string{"Expect", "100-continue"}, fault: noProblem},
+	{name: "stalled upload that the app does not read", path: "/ignored", upload: 1 << 20, fault: noProblem},
+	{name: "stalled upload that is being answered", path: "/early", upload: 1 << 20, only: "HTTP/2.0 HTTP/3.0", fault: looksComplete},
+	{name: "stream", path: "/trickle", fault: looksComplete},
+	{name: "stream, compressed", path: "/encoded/trickle", header: gzip, fault: looksComplete},
+	{name: "events", path: "/events", fault: looksComplete},
+	{name: "download with Content-Length", path: "/length", fault: looksComplete},
+	{name: "stalled download", path: "/flood", pace: stalled, fault: looksComplete},
+	{name: "stalled download, compressed", path: "/encoded/flood", header: gzip, pace: stalled, fault: looksComplete},
+	{name: "stalled download of a file", path: "/files/large", pace: stalled, fault: looksComplete},
+	{name: "download of a file", path: "/files/large", pace: steady, fault: looksComplete},
+	{name: "stream of an error route", path: "/error/trickle", fault: looksComplete},
+	{name: "FastCGI, stalled upload", path: "/fcgi/upload", upload: 1 << 20, fault: noProblem},
+	{name: "FastCGI, stream", path: "/fcgi/trickle", fault: looksComplete},
+	{name: "FastCGI, stalled download", path: "/fcgi/flood", pace: stalled, fault: looksComplete},
+	{name: "WebSocket", path: "/socket", only: "HTTP/1.1", header: []string{"Connection", "Upgrade", "Upgrade", "websocket"}, fault: notClosed},
+}
+
+var gzip = []string{"Accept-Encoding", "gzip"}
+
+func no503(got finalAnswer) string {
+	if got.err != nil || got.code != http.StatusServiceUnavailable || got.header.Get("Retry-After") != "300" {
+		return "no 503"
+	}
+	return ""
+}
+
+func noProblem(got finalAnswer) string {
+	var problem struct {
+		Detail string `json:"detail"`
+	}
+	if err := json.Unmarshal([]byte(got.body), &problem); err != nil || problem.Detail != "Back at three." ||
+		got.header.Get("Content-Type") != "application/problem+json" {
+		return "no problem"
+	}
+	if got.header.Get("Content-Disposition") != "" {
+		return "with a header of what was not sent"
+	}
+	return no503(got)
+}
+
+func looksComplete(got finalAnswer) string {
+	if got.err == nil || errors.Is(got.err, os.ErrDeadlineExceeded) || errors.Is(got.err, context.Canceled) {
+		return "not broken off"
+	}
+	return ""
+}
+
+// notClosed is for what has no end but that of the connection.
+func notClosed(got finalAnswer) string {
+	if got.err != nil || got.code != http.StatusSwitchingProtocols {
+		return "not closed"
+	}
+	return ""
+}
+
+// cutFixture is a Caddy that speaks all protocols, and clients for them.
+type cutFixture struct {
+	t         *testing.T
+	c         *caddy
+	address   string
+	protocols []protocol
+	cut       chan struct{} // closed when all has been cut off
+	ended     chan struct{} // closed when the test ends
+	left      atomic.Int64  // clients that have left /poll
+}
+
+// protocol has a client for what stalls, too: that takes from the others on the
+// same connection what they may send.
+type protocol struct {
+	name             string
+	client, stalling *http.Client
+}
+
+func newCutFixture(t *testing.T) *cutFixture {
+	t.Helper()
+	f := &cutFixture{t: t, address: freeAddress(t), cut: make(chan struct{}), ended: make(chan struct{})}
+	upstream := newApp(t, f.serve)
+	php, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { php.Close() })
+	go func() { _ = fcgi.Serve(php, http.HandlerFunc(f.serve)) }()
+	t.Cleanup(func() { close(f.ended) })
+	f.c = newCaddy(t)
+	write(t, filepath.Join(f.c.dir, "files", "large"), "")
+	if err := os.Truncate(filepath.Join(f.c.dir, "files", "large"), 1<<40); err != nil {
+		t.Fatal(err)
+	}
+	trusted := f.writeCertificate()
+	f.c.start(fmt.Sprintf(`{
+	admin %s
+	auto_https off
+	default_bind 127.0.0.1
+	storage file_system %q
+	log {
+		exclude admin.api
+	}
+}
+https://%s {
+	tls certificate.pem key.pem
+	log {
+		output discard
+	}
+	@shop not path /wiki/*
+	maintenance @shop shop {
+		bypass /bypassed/*
+	}
+	maintenance /wiki/* wiki
+	@encoded path /encoded/*
+	encode @encoded gzip
+	templates /templates/*
+	error /error/* 502
+	handle_path /files/* {
+		root files
+		file_server
+	}
+	reverse_proxy /fcgi/* %s {
+		flush_interval -1
+		transport fastcgi
+	}
+	reverse_proxy %s {
+		fail_duration 30s
+		max_fails 1
+	}
+	handle_errors {
+		reverse_proxy /error/* %[5]s
+	}
+}
+`, f.c.admin, f.c.storage, f.address, php.Addr(), upstream.address()))
+
+	client := func(transport http.RoundTripper) *http.Client {
+		return &http.Client{Timeout: patience, Transport: transport}
+	}
+	overTCP := func(http1 bool) *http.Client {
+		transport := &http.Transport{
+			Protocols: new(http.Protocols), TLSClientConfig: &tls.Config{RootCAs: trusted},
+			DisableCompression: true, ExpectContinueTimeout: patience,
+		}
+		transport.Protocols.SetHTTP1(http1)
+		transport.Protocols.SetHTTP2(!http1)
+		t.Cleanup(transport.CloseIdleConnections)
+		return client(transport)
+	}
+	overQUIC := func() *http.Client {
+		transport := &http3.Transport{TLSClientConfig: &tls.Config{RootCAs: trusted}, DisableCompression: true}
+		t.Cleanup(func() { transport.Close() })
+		return client(transport)
+	}
+	f.protocols = []protocol{
+		{"HTTP/1.1", overTCP(true), overTCP(true)},
+		{"HTTP/2.0", overTCP(false), overTCP(false)},
+		{"HTTP/3.0", overQUIC(), overQUIC()},
+	}
+	return f
+}
+
+// writeCertificate makes one for 127.0.0.1.
+func (f *cutFixture) writeCertificate() (trusted *x509.CertPool) {
+	f.t.Helper()
+	s := httptest.NewTLSServer(nil)
+	defer s.Close()
+	key, err := x509.MarshalPKCS8PrivateKey(s.TLS.Certificates[0].PrivateKey)
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	for name, block := range map[string]*pem.Block{
+		"certificate.pem": {Type: "CERTIFICATE", Bytes: s.Certificate().Raw},
+		"key.pem":         {Type: "PRIVATE KEY", Bytes: key},
+	} {
+		write(f.t, filepath.Join(f.c.dir, name), string(pem.EncodeToMemory(block)))
+	}
+	trusted = x509.NewCertPool()
+	trusted.AddCert(s.Certificate())
+	return trusted
+}
+
+func (f *cutFixture) url(path string) string { return "https://" + f.address + path }
+
+// passCookie opens the link with a secret.
+func (f *cutFixture) passCookie(secret string) string {
+	f.t.Helper()
+	client := *f.protocols[0].client
+	client.CheckRedirect = func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
+	response, err := client.Get(f.url("/.maintenance/" + secret))
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	defer response.Body.Close()
+	for _, cookie := range response.Cookies() {
+		return cookie.Name + "=" + cookie.Value
+	}
+	f.t.Fatalf("the link got %d and no cookie", response.StatusCode)
+	return ""
+}
+
+// serve is an app whose answers go on until Caddy leaves.
+func (f *cutFixture) serve(w http.ResponseWriter, r *http.Request) {
+	controller := http.NewResponseController(w)
+	send := func(s string) error {
+		_, err := io.WriteString(w, s)
+		return errors.Join(err, controller.Flush())
+	}
+	wait := func() {
+		select {
+		case <-r.Context().Done():
+		case <-f.ended:
+		}
+	}
+	switch r.URL.Path[strings.LastIndex(r.URL.Path, "/"):] {
+	case "/poll":
+		wait()
+		f.left.Add(1)
+	case "/hints":
+		w.Header().Set("Link", "</style.css>; rel=preload")
+		w.WriteHeader(http.StatusEarlyHints)
+		wait()
+	case "/header", "/page":
+		w.Header().Set("Content-Disposition", "attachment")
+		w.Header().Set("Content-Type", "text/html")
+		_ = controller.Flush()
+		wait()
+	case "/upload":
+		_, _ = io.Copy(io.Discard, r.Body)
+	case "/ignored":
+		wait()
+	case "/early":
+		_ = controller.EnableFullDuplex()
+		_ = send("early")
+		_, _ = io.Copy(io.Discard, r.Body)
+	case "/trickle":
+		for send(".") == nil {
+			time.Sleep(20 * time.Millisecond)
+		}
+	case "/events":
+		w.Header().Set("Content-Type", "text/event-stream")
+		_ = send("data: one\n\n")
+		wait()
+	case "/length":
+		w.Header().Set("Content-Length", "1000")
+		_ = send("not all of it")
+		wait()
+	case "/flood":
+		for flood := strings.Repeat("flood", 10_000); send(flood) == nil; {
+		}
+	case "/socket":
+		new(patientApp).serveSocket(w, r)
+	default:
+		welcome(w, r)
+	}
+}
+
+// finalAnswer is what a client has got when nothing more came.
+type finalAnswer struct {
+	answer
+	header http.Header
+	at     time.Time
+}
+
+type lastingRequest struct {
+	name   string
+	kind   lastingKind
+	result chan finalAnswer
+}
+
+func (f *cutFixture) begin(p protocol, kind lastingKind) *lastingRequest {
+	r := &lastingRequest{p.name + " " + kind.name, kind, make(chan finalAnswer, 1)}
+	go func() { r.result <- f.send(p, kind) }()
+	return r
+}
+
+func (r *lastingRequest) wait(t *testing.T) finalAnswer {
+	t.Helper()
+	select {
+	case got := <-r.result:
+		return got
+	case <-time.After(cutLimit):
+		t.Errorf("%s: its client still waits", r.name)
+		return finalAnswer{at: time.Now()}
+	}
+}
+
+func (f *cutFixture) send(p protocol, kind lastingKind) (got finalAnswer) {
+	defer func() { got.at = time.Now() }()
+	r, err := http.NewRequest(kind.method, f.url(kind.path), nil)
+	if err != nil {
+		return finalAnswer{answer: answer{err: err}}
+	}
+	r.Header.Set("Accept", "application/json")
+	for i := 0; i < len(kind.header); i += 2 {
+		r.Header.Set(kind.header[i], kind.header[i+1])
+	}
+	if kind.upload != 0 {
+		body, upload := io.Pipe()
+		go func() { _, _ = io.WriteString(upload, "not all of it") }()
+		r.Method, r.Body, r.ContentLength = http.MethodPost, body, kind.upload
+	}
+	client := p.client
+	if kind.pace == stalled {
+		client = p.stalling
+	}
+	response, err := client.Do(r)
+	if err != nil {
+		return finalAnswer{answer: answer{err: err}}
+	}
+	defer response.Body.Close()
+	got = finalAnswer{answer: answer{code: response.StatusCode}, header: response.Header}
+	if response.Proto != p.name {
+		got.err = fmt.Errorf("it was answered over %s", response.Proto)
+		return got
+	}
+	if kind.pace == stalled {
+		<-f.cut
+	}
+	for buffer := make([]byte, 64<<10); ; {
+		n, err := response.Body.Read(buffer)
+		if got.body += string(buffer[:n]); len(got.body) > 1000 {
+			got.body = got.body[:1000]
+		}
+		switch err {
+		case nil:
+		case io.EOF:
+			return got
+		default:
+			got.err = err
+			return got
+		}
+		if kind.pace == steady {
+			time.Sleep(5 * time.Millisecond)
+		}
+	}
+}
+
+// stream is a response that is not to be cut off.
+type stream struct {
+	name  string
+	bytes atomic.Int64
+	err   chan error
+}
+
+func (f *cutFixture) stream(p protocol, path string, header ...string) *stream {
+	f.t.Helper()
+	s := &stream{name: fmt.Sprint(p.name, path, header), err: make(chan error, 1)}
+	r, err := http.NewRequest(http.MethodGet, f.url(path), nil)
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	for i := 0; i < len(header); i += 2 {
+		r.Header.Set(header[i], header[i+1])
+	}
+	response, err := p.client.Do(r)
+	if err != nil || response.StatusCode != http.StatusOK {
+		f.t.Fatalf("%s: got %v %v, want a stream", s.name, response, err)
+	}
+	go func() {
+		defer response.Body.Close()
+		for {
+			n, err := response.Body.Read(make([]byte, 64))
+			s.bytes.Add(int64(n))
+			if err != nil {
+				s.err <- err
+				return
+			}
+		}
+	}()
+	return s
+}
+
+// expectMore returns when more has come.
+func (s *stream) expectMore(t *testing.T) {
+	t.Helper()
+	before := s.bytes.Load()
+	eventually(t, patience, s.name+" goes on", func() bool {
+		select {
+		case err := <-s.err:
+			t.Fatalf("%s has ended: %v", s.name, err)
+		default:
+		}
+		return s.bytes.Load() > before+1
+	})
+}
