@@ -212,6 +212,7 @@ func TestBadPageIsRefusedWithFileAndLine(t *testing.T) {
 	c := newCaddy(t)
 	write(t, filepath.Join(c.dir, "empty.html"), " \n")
 	write(t, filepath.Join(c.dir, "latin1.html"), "<p>Gesch\xe4ft</p>")
+	write(t, filepath.Join(c.dir, "notes.txt"), "Back at three.\n")
 	write(t, filepath.Join(c.dir, "large.html"), strings.Repeat("x", 1<<20+1))
 	for page, want := range map[string]string{
 		"missing.html":           c.dir + "/missing.html cannot be read: no such file or directory",
@@ -219,6 +220,7 @@ func TestBadPageIsRefusedWithFileAndLine(t *testing.T) {
 		".":                      c.dir + " is not a regular file",
 		"empty.html":             c.dir + "/empty.html: it is empty",
 		"latin1.html":            c.dir + "/latin1.html: it is not valid UTF-8; save it as UTF-8, or name its charset in the Content-Type",
+		"notes.txt":              c.dir + "/notes.txt: it is not called .html, and does not begin like HTML",
 		"large.html":             c.dir + "/large.html: it is larger than 1048576 bytes",
 		"ftp://shop.example/":    `"ftp://shop.example/" given, accepted are https, http, and for a file its path without a scheme`,
 		"https://u:s3cret@/?q":   `the URL given names no host`,
