@@ -221,10 +221,21 @@ func (h *Handler) serveClosed(w http.ResponseWriter, r *http.Request, next caddy
 // wait for the answer.
 const statusClientLeft = 499
 
-// serveAdmitted counts a request until it ends, in whichever way. One that ends
-// in an error goes on to the site's error routes, which may proxy it again, and
-// ends when the server cancels its context.
-func (h *Handler) serveAdmitted(p *passage, r *http.Request, next caddyhttp.Handler) (err error) {
+// serveAdmitted passes a request on, and answers it if it is cut off before anything
+// has been sent.
+func (h *Handler) serveAdmitted(p *passage, r *http.Request, next caddyhttp.Handler) error {
+	cut, err := h.passOn(p, r, next)
+	if cut {
+		setContext(r, p.context.parent)
+		h.respondCut(p.writer.ResponseWriter, r)
+	}
+	return err
+}
+
+// passOn counts a request until it ends, in whichever way. One that ends in an
+// error goes on to the site's error routes, which may proxy it again, and ends when
+// the server cancels its context.
+func (h *Handler) passOn(p *passage, r *http.Request, next caddyhttp.Handler) (cut bool, err error) {
 	defer func() {
 		if err != nil {
 			p.letGo()
@@ -238,15 +249,13 @@ func (h *Handler) serveAdmitted(p *passage, r *http.Request, next caddyhttp.Hand
 	err = p.serve(r, next)
 	switch p.writer.progress.Load() {
 	case cutBefore:
-		setContext(r, p.context.parent)
 		abandon(p.writer.ResponseWriter, body)
-		h.respondCut(p.writer.ResponseWriter, r)
-		return nil
+		return true, nil
 	case cutAfter:
 		abandon(p.writer.ResponseWriter, body)
 		panic(http.ErrAbortHandler) // what has been sent must not look complete
 	}
-	return err
+	return false, err
 }
 
 // respondCut answers a request that was cut off before anything was sent.
