@@ -123,17 +123,19 @@ func (h *Handler) goOn(w http.ResponseWriter, r *http.Request, next caddyhttp.Ha
 	return next.ServeHTTP(w, r)
 }
 
+const whitespace = " \t\r\n" // as net/http has it in cookies
+
 // withoutCookie leaves the other cookies as they are.
 func withoutCookie(lines []string, name string) []string {
 	var kept []string
 	for _, line := range lines {
 		var pairs []string
 		for pair := range strings.SplitSeq(line, ";") {
-			if key, _, _ := strings.Cut(pair, "="); strings.TrimSpace(key) != name {
+			if key, _, _ := strings.Cut(pair, "="); strings.Trim(key, whitespace) != name {
 				pairs = append(pairs, pair)
 			}
 		}
-		if line = strings.TrimSpace(strings.Join(pairs, ";")); line != "" {
+		if line = strings.Trim(strings.Join(pairs, ";"), whitespace); line != "" {
 			kept = append(kept, line)
 		}
 	}
