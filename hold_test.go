@@ -26,8 +26,7 @@ func TestHeldRequestsReachTheAppOnceWhenMaintenanceEnds(t *testing.T) {
 	app := newWitness(t)
 	s := startInFrontOf(t, app, "")
 	s.put("shop", `{"hold": "5m"}`)
-	answers := s.visits(n)
-	s.awaitHeld(n)
+	answers := s.hold(n)
 	app.expect(t) // nothing yet
 
 	began := time.Now()
@@ -59,7 +58,7 @@ func TestEndByItselfReleasesAtOnce(t *testing.T) {
 	for round := range 10 {
 		until := time.Now().Add(time.Second)
 		s.put("shop", fmt.Sprintf(`{"hold": "5m", "until": %q}`, until.Format(time.RFC3339Nano)))
-		s.visits(1).expectApp(t)
+		s.crowd(1).expectApp(t)
 		arrivals := app.arrivals()
 		if len(arrivals) != round+1 {
 			t.Fatalf("%d requests reached the app, want %d", len(arrivals), round+1)
@@ -134,6 +133,9 @@ func (s *server) keepVisiting(n int) (leave func()) {
 				}
 			}
 		})
+		if i%50 == 49 {
+			s.awaitHeld(i + 1)
+		}
 	}
 	return func() {
 		close(done)
@@ -156,6 +158,7 @@ func TestClientThatLeavesIsForgotten(t *testing.T) {
 			s.awaitHeld(1)
 			leave()
 			s.awaitHeld(0)
+			s.holdsFor(100*time.Millisecond, 0)
 			if got := <-answers; got.err == nil {
 				t.Errorf("got %d", got.code)
 			}
@@ -213,18 +216,15 @@ func TestNoMoreThan1024AreHeld(t *testing.T) {
 	app := newWitness(t)
 	s := startInFrontOf(t, app, "")
 	s.put("shop", `{"hold": "5m"}`)
-	full := make(visits, limit+surplus)
-	for i := range limit + surplus {
-		go func() { full <- visit(t.Context(), holdClients[1], s.url, i) }()
-	}
+	held, others := s.hold(limit), s.crowd(surplus)
 	for range surplus {
-		full.expectPage(t, "300")
+		others.expectPage(t, "300")
 	}
 	s.awaitHeld(limit)
-	s.visits(4).expectPage(t, "300")
+	app.expect(t)
 	s.delete("shop")
 	for range limit {
-		full.expectApp(t)
+		held.expectApp(t)
 	}
 }
 
@@ -272,7 +272,7 @@ func TestWaitThatIsOverEndsWithThePage(t *testing.T) {
 
 func TestHoldThatIsClearedBlocksAtOnce(t *testing.T) {
 	for name, send := range map[string]func(s *server) visits{
-		"whole requests": func(s *server) visits { return s.visits(4) },
+		"whole requests": func(s *server) visits { return s.crowd(4) },
 		"half a body":    func(s *server) visits { return s.halfBodies(4) },
 	} {
 		for _, method := range []string{http.MethodPatch, http.MethodPut} {
@@ -296,8 +296,7 @@ func TestWaitCountsFromWhenItBegan(t *testing.T) {
 	s := startInFrontOf(t, app, "")
 	s.put("shop", `{"hold": "4s"}`)
 	began := time.Now()
-	answers := s.visits(1)
-	s.awaitHeld(1)
+	answers := s.hold(1)
 	s.patch("shop", `{"hold": "5m"}`)
 	s.holdsFor(time.Until(began.Add(4500*time.Millisecond)), 1)
 	patched := time.Now()
@@ -317,7 +316,7 @@ func TestReloadEndsWhatTheOldConfigHolds(t *testing.T) {
 	app := newWitness(t)
 	s := startInFrontOf(t, app, "")
 	s.put("shop", `{"hold": "5m"}`)
-	answers := s.visits(n)
+	answers := s.hold(n)
 	slow := s.halfBodies(n)
 	s.awaitHeld(2 * n)
 
@@ -329,8 +328,10 @@ func TestReloadEndsWhatTheOldConfigHolds(t *testing.T) {
 	}
 	t.Logf("all held requests were answered %s after the reload began", time.Since(began))
 	s.awaitHeld(0)
-	answers = s.visits(n) // the new config holds its own
-	s.awaitHeld(n)
+	for _, client := range holdClients {
+		client.CloseIdleConnections() // to the server that has shut down
+	}
+	answers = s.hold(n) // the new config holds its own
 	app.expect(t)
 	s.delete("shop")
 	for range n {
@@ -499,8 +500,7 @@ func TestReadTimeoutDoesNotEndTheWait(t *testing.T) {
 	s.options = "servers {\nprotocols h1 h2c\ntimeouts {\nread_body 300ms\n}\n}"
 	s.reload(app.directives(""))
 	s.put("shop", `{"hold": "5m"}`)
-	answers := s.visits(4)
-	s.awaitHeld(4)
+	answers := s.hold(4)
 	s.holdsFor(time.Second, 4)
 	s.delete("shop")
 	for range 4 {
@@ -569,7 +569,7 @@ func (w *witness) directives(gate string) string {
 	if gate == "" {
 		gate = "maintenance shop"
 	}
-	return gate + "\nhandle {\nreverse_proxy " + w.Listener.Addr().String() + "\n}"
+	return gate + "\nhandle {\nreverse_proxy " + w.Listener.Addr().String() + " {\ntransport http {\ndial_timeout 1m\n}\n}\n}"
 }
 
 func startInFrontOf(t *testing.T, app *witness, gate string) *server {
@@ -654,12 +654,27 @@ func roundTrip(client *http.Client, request *http.Request) visited {
 // visits are the answers to requests under way.
 type visits chan visited
 
-// visits sends requests of all kinds.
-func (s *server) visits(n int) visits {
+// crowd sends requests of all kinds.
+func (s *server) crowd(n int) visits {
 	answers := make(visits, n)
 	for i := range n {
 		go func() { answers <- visit(s.t.Context(), holdClients[i%2], s.url, i) }()
 	}
+	return answers
+}
+
+// hold has requests of all kinds held, and no others. They do not come all at once:
+// servers limit the time that a connection takes to begin.
+func (s *server) hold(n int) visits {
+	s.t.Helper()
+	answers := make(visits, n)
+	for i := range n {
+		go func() { answers <- visit(s.t.Context(), holdClients[i%2], s.url, i) }()
+		if i%50 == 49 {
+			s.awaitHeld(i + 1)
+		}
+	}
+	s.awaitHeld(n)
 	return answers
 }
 

@@ -69,8 +69,8 @@ func TestNoRequestSlipsInWhenNothingIsInFlight(t *testing.T) {
 // requests that are none of its business.
 func TestCutLeavesAloneWhatCameAfterOpening(t *testing.T) {
 	shop := newSite("shop")
-	shop.learn(&record{Version: 1, Enabled: true, options: options{TerminateAfter: "1us"}}, nil)
 	shop.passages[0].mu.Lock() // the cut can look at the state, but not yet at all requests
+	shop.learn(&record{Version: 1, Enabled: true, options: options{TerminateAfter: "1us"}}, nil)
 	time.Sleep(50 * time.Millisecond)
 	shop.learn(&record{Version: 2}, nil)
 	admitted := make(chan *passage)
