@@ -31,7 +31,8 @@ const (
 // wait holds a request until the site is no longer in the state given, if that
 // says that requests are to be held.
 func (hd *hold) wait(w http.ResponseWriter, r *http.Request, st *state) holdEnd {
-	if hd.since.IsZero() {
+	again := !hd.since.IsZero() // and keeps its place, though newcomers may have come meanwhile
+	if !again {
 		hd.since = time.Now()
 	}
 	if hd.deadline(st).IsZero() || r.ContentLength < 0 || r.ContentLength > maxHeldBody {
@@ -39,7 +40,7 @@ func (hd *hold) wait(w http.ResponseWriter, r *http.Request, st *state) holdEnd 
 	}
 	held := &hd.handler.site.held
 	defer held.Add(-1)
-	if held.Add(1) > maxHeld {
+	if held.Add(1) > maxHeld && !again {
 		return blocked
 	}
 	if !hd.readBody(w, r) {
@@ -107,9 +108,6 @@ func (hd *hold) readBody(w http.ResponseWriter, r *http.Request) bool {
 		}
 		r.Body = &bufferedBody{bytes.NewReader(content)}
 	}
-	// A server that has a deadline for reading would take its end for the client's.
-	// Caddy's own writer would put it back.
-	_ = innermost(w).SetReadDeadline(time.Time{})
 	return true
 }
 

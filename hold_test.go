@@ -23,29 +23,37 @@ import (
 // G1
 func TestHeldRequestsReachTheAppOnceWhenMaintenanceEnds(t *testing.T) {
 	const n = 500
-	app := newWitness(t)
-	s := startInFrontOf(t, app, "")
-	s.put("shop", `{"hold": "5m"}`)
-	answers := s.hold(n)
-	app.expect(t) // nothing yet
+	for round := 1; ; round++ {
+		app := newWitness(t)
+		s := startInFrontOf(t, app, "")
+		s.put("shop", `{"hold": "5m"}`)
+		answers := s.hold(n)
+		app.expect(t) // nothing yet
 
-	began := time.Now()
-	s.delete("shop")
-	answered := time.Now()
-	for range n {
-		answers.expectApp(t)
+		began := time.Now()
+		s.delete("shop")
+		answered := time.Now()
+		for range n {
+			answers.expectApp(t)
+		}
+		arrivals := app.arrivals()
+		if len(arrivals) != n {
+			t.Errorf("%d requests reached the app, want %d", len(arrivals), n)
+		}
+		first, last := arrivals[0].at, arrivals[len(arrivals)-1].at
+		t.Logf("of %d held requests the first reached the app %s and the last %s after the switch was answered, which took %s",
+			n, first.Sub(answered), last.Sub(answered), answered.Sub(began))
+		if first.Before(began) {
+			t.Errorf("the first reached the app %s before the switch", began.Sub(first))
+		}
+		s.awaitHeld(0)
+		switch late := first.Sub(answered) > 50*time.Millisecond; {
+		case !late:
+			return
+		case round == 10: // the machine cannot have been busy each time
+			t.Fatal("the first was never released within 50ms")
+		}
 	}
-	arrivals := app.arrivals()
-	if len(arrivals) != n {
-		t.Errorf("%d requests reached the app, want %d", len(arrivals), n)
-	}
-	first, last := arrivals[0].at, arrivals[len(arrivals)-1].at
-	t.Logf("of %d held requests the first reached the app %s and the last %s after the switch was answered, which took %s",
-		n, first.Sub(answered), last.Sub(answered), answered.Sub(began))
-	if first.Before(began) || first.Sub(answered) > 2*time.Second {
-		t.Errorf("the first reached the app %s after the switch", first.Sub(began))
-	}
-	s.awaitHeld(0)
 }
 
 // The maintenance ends when its time has come, not when somebody looks: with
@@ -222,6 +230,36 @@ func TestNoMoreThan1024AreHeld(t *testing.T) {
 	}
 	s.awaitHeld(limit)
 	app.expect(t)
+	s.delete("shop")
+	for range limit {
+		held.expectApp(t)
+	}
+}
+
+// Whoever is held stays so when the options change, and makes no room for others.
+func TestChangedOptionsCostNobodyHisPlace(t *testing.T) {
+	const limit = 1024
+	app := newWitness(t)
+	s := startInFrontOf(t, app, "")
+	s.put("shop", `{"hold": "5m"}`)
+	held := s.hold(limit)
+	ctx, leave := context.WithCancel(t.Context())
+	var newcomers sync.WaitGroup
+	for i := range 4 {
+		newcomers.Go(func() {
+			for ctx.Err() == nil {
+				visit(ctx, holdClients[i%2], s.url, 0)
+			}
+		})
+	}
+	for i := range 20 {
+		s.patch("shop", fmt.Sprintf(`{"message": "%d"}`, i))
+	}
+	leave()
+	newcomers.Wait()
+	if n := len(held); n > 0 {
+		t.Errorf("%d requests are held no longer", n)
+	}
 	s.delete("shop")
 	for range limit {
 		held.expectApp(t)
