@@ -54,6 +54,17 @@ func (p *pass) hash(s string) string {
 func (p *pass) isSecret(s string) bool { return p != nil && equal(p.hash(s), p.Secret) }
 func (p *pass) isCookie(s string) bool { return p != nil && equal(p.hash(s), p.Cookie) }
 
+// isIn reports whether the secret is in a path, though that may be no link: a slash
+// too many, or another method.
+func (p *pass) isIn(path string) bool {
+	i := strings.LastIndex(path, linkPrefix)
+	if i < 0 {
+		return false
+	}
+	secret, _, _ := strings.Cut(strings.TrimLeft(path[i+len(linkPrefix):], "/"), "/")
+	return p.isSecret(secret)
+}
+
 func equal(a, b string) bool { return subtle.ConstantTimeCompare([]byte(a), []byte(b)) == 1 }
 
 // passCookieName differs from site to site, for two of them can share a host.
@@ -78,8 +89,12 @@ func (h *Handler) letIn(w http.ResponseWriter, r *http.Request, next caddyhttp.H
 	if p == nil {
 		return false, nil
 	}
+	link := originalURL(r)
+	if p.isIn(link.Path) {
+		caddyhttp.SetVar(r.Context(), caddyhttp.LogSkipVar, true)
+	}
 	if r.Method == http.MethodGet || r.Method == http.MethodHead {
-		if before, secret, ok := splitLink(originalURL(r)); ok && p.isSecret(secret) {
+		if before, secret, ok := splitLink(link); ok && p.isSecret(secret) {
 			h.grant(w, r, before, p.cookie(h.site.name, secret))
 			return true, nil
 		}
@@ -144,8 +159,6 @@ func withoutCookie(lines []string, name string) []string {
 
 // grant answers a link with the cookie, and leads back into the site.
 func (h *Handler) grant(w http.ResponseWriter, r *http.Request, before, cookie string) {
-	// The secret is in the path.
-	caddyhttp.SetVar(r.Context(), caddyhttp.LogSkipVar, true)
 	client, _ := caddyhttp.GetVar(r.Context(), caddyhttp.ClientIPVarKey).(string)
 	h.log.Info("bypass granted", zap.String("site", h.site.name), zap.String("client", client))
 

@@ -495,6 +495,28 @@ func (s *server) expectNoLog(t *testing.T, word string) {
 	}
 }
 
+// Who mistypes the link, or opens it with another method, gets the page, and leaves the
+// secret in no log either.
+func TestMistypedLinkIsLeftOutOfTheAccessLog(t *testing.T) {
+	s := start(t, "log\nmaintenance shop")
+	s.put("shop", withSecret)
+	for _, request := range []struct{ method, path string }{
+		{"POST", testLink},
+		{"OPTIONS", "/wiki" + testLink},
+		{"GET", testLink + "/"},
+		{"GET", testLink + "/x/y"},
+		{"GET", strings.Replace(testLink, "/.maintenance/", "/.maintenance//", 1)},
+		{"GET", strings.Replace(testLink, testSecret, testSecret[:15]+fmt.Sprintf("%%%x", testSecret[15])+testSecret[16:], 1)},
+	} {
+		if got := s.do(request.method, request.path, nil); got.StatusCode != 503 {
+			t.Errorf("%s %s got %d", request.method, request.path, got.StatusCode)
+		}
+	}
+	s.wantStatus("/.maintenance/wrong-0123456789", 503)
+	s.logged(`"uri":"/.maintenance/wrong-`)
+	s.expectNoLog(t, testSecret[:15])
+}
+
 func TestLinkIsLeftOutOfTheAccessLog(t *testing.T) {
 	s := start(t, "log\nmaintenance shop")
 	s.put("shop", withSecret)

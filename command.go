@@ -200,8 +200,6 @@ func (c *command) collectOptions(now time.Time) error {
 		if c.changed("bypass-secret") {
 			return errors.New("--bypass-secret gives a secret and --with-bypass-secret makes one; give one of them")
 		}
-		c.secret = rand.Text()
-		c.given["bypass_secret"] = c.secret
 	}
 	for _, option := range []struct{ flag, name, value string }{
 		{"message", "message", c.message},
@@ -314,6 +312,9 @@ func (c *command) turnOn(args []string) error {
 		return err
 	}
 	return c.switchEach("Enabling", args, func(before siteStatus) (said string, after siteStatus, err error) {
+		if c.makeSecret {
+			c.given["bypass_secret"] = rand.Text()
+		}
 		if before.State == "on" {
 			err = c.request(http.MethodPatch, siteURI(before.Site), c.given, &after)
 			if refused := new(apiError); errors.As(err, &refused) && refused.status == http.StatusConflict {
@@ -337,7 +338,7 @@ func (c *command) turnOn(args []string) error {
 			said += ", ends by itself " + clockTime(after.Until) + " (in " + roughly(time.Until(after.Until)) + ")"
 		}
 		if c.makeSecret {
-			said += "\nTo get in, open " + linkPrefix + c.secret + " on the site"
+			said += "\nTo get in, open " + linkPrefix + c.given["bypass_secret"].(string) + " on the site"
 		}
 		return said, after, nil
 	})

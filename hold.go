@@ -70,11 +70,15 @@ func (hd *hold) wait(w http.ResponseWriter, r *http.Request, st *state) holdEnd 
 }
 
 // deadline is how long a request is held in a state of the site, counted from when it
-// came; zero if it is not.
+// came; zero if it is not. A server that limits how long an answer takes leaves half of
+// that to the app: what it gets too late it would carry out, and its client never know.
 func (hd *hold) deadline(st *state) time.Time {
 	limit := st.options().hold()
 	if limit == 0 {
 		return time.Time{}
+	}
+	if half := hd.handler.writeTimeout / 2; half > 0 {
+		limit = min(limit, half)
 	}
 	return hd.since.Add(limit)
 }

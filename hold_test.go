@@ -546,6 +546,26 @@ func TestReadTimeoutDoesNotEndTheWait(t *testing.T) {
 	}
 }
 
+// A server's time limit for an answer ends the wait in time for one: what the app got
+// later it would carry out, and its client never know.
+func TestWriteTimeoutShortensTheWait(t *testing.T) {
+	app := newWitness(t)
+	s := prepare(t)
+	s.options = "servers {\nprotocols h1 h2c\ntimeouts {\nwrite 3s\n}\n}"
+	s.reload(app.directives(""))
+	s.put("shop", `{"hold": "5m"}`)
+	began := time.Now()
+	answers := s.hold(4)
+	for range 4 {
+		answers.expectPage(t, "300")
+	}
+	if took := time.Since(began); took < 1500*time.Millisecond {
+		t.Errorf("it took %s", took)
+	}
+	s.delete("shop")
+	app.expect(t)
+}
+
 // Harness
 
 // witness is an app that remembers what has reached it, and answers with it.

@@ -77,13 +77,14 @@ type Handler struct {
 	// `off`. All handlers of a site must agree on it. Default: `off`.
 	InitialState string `json:"initial_state,omitempty"`
 
-	site        *member
-	log         *zap.Logger
-	cookieName  string
-	stopping    <-chan struct{} // closed when the config is unloaded
-	page        *shownPage      // nil for the default page
-	initiallyOn bool
-	bypass      caddyhttp.MatcherSets
+	site         *member
+	log          *zap.Logger
+	cookieName   string
+	stopping     <-chan struct{} // closed when the config is unloaded
+	writeTimeout time.Duration   // of the server; 0 if it has none
+	page         *shownPage      // nil for the default page
+	initiallyOn  bool
+	bypass       caddyhttp.MatcherSets
 }
 
 // CaddyModule returns the Caddy module information.
@@ -147,6 +148,7 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 	h.cookieName = passCookieName(name)
 	if server, ok := ctx.Value(caddyhttp.ServerCtxKey).(*caddyhttp.Server); ok {
 		h.stopping = app.(*App).stopping(server)
+		h.writeTimeout = time.Duration(server.WriteTimeout)
 	}
 	if h.Page != "" && source.location == "" {
 		h.log.Info("page is empty; visitors get the default page", zap.String("site", name), zap.String("page", h.Page))

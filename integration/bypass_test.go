@@ -61,6 +61,25 @@ func TestCommandMakesALink(t *testing.T) {
 	shop.expect(t, http.StatusServiceUnavailable)
 }
 
+// A tester of one site does not get into another.
+func TestCommandMakesALinkForEachSite(t *testing.T) {
+	t.Parallel()
+	c := newCaddy(t)
+	upstream := newApp(t, welcome)
+	shop, wiki := newSite(t, "shop", upstream), newSite(t, "wiki", upstream)
+	c.start(c.caddyfile(shop, wiki))
+	got := c.command("maintenance", "on", "--all", "--with-secret")
+	links := regexp.MustCompile(`(?m)^To get in, open (/.*) on the site$`).FindAllStringSubmatch(got.stdout, -1)
+	if got.code != 0 || len(links) != 2 || links[0][1] == links[1][1] {
+		t.Fatalf("got %+v", got)
+	}
+	for i, site := range []site{shop, wiki} {
+		tester := newTester(t)
+		tester.open(site, links[i][1])
+		tester.expect(site, http.StatusOK)
+	}
+}
+
 func TestCommandTakesASecret(t *testing.T) {
 	t.Parallel()
 	c := newCaddy(t)
