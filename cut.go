@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/http"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -56,10 +57,12 @@ func serverContext(ctx context.Context) context.Context {
 // this one, and would not see what is done to another.
 func setContext(r *http.Request, ctx context.Context) { *r = *r.WithContext(ctx) }
 
-// serve passes the request on. A handler may give up, as reverse_proxy does, when
-// nothing can be sent any more; there is still the 503 to be sent then.
+// serve passes the request on, and has it not cut off any more when that has ended. A
+// handler may give up, as reverse_proxy does, when nothing can be sent any more; there
+// is still the 503 to be sent then.
 func (p *passage) serve(r *http.Request, next caddyhttp.Handler) error {
 	defer func() {
+		p.leaveCrowd()
 		if p.writer.progress.Load() != cutBefore {
 			return
 		}
@@ -74,8 +77,12 @@ func (p *passage) serve(r *http.Request, next caddyhttp.Handler) error {
 // milliseconds. The cause is not one of our own: reverse_proxy would take that for
 // a failure of the upstream.
 func (p *passage) cut() {
-	p.writer.cut()
-	p.context.cancel()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if !p.ended {
+		p.writer.cut()
+		p.context.cancel()
+	}
 }
 
 // cutConnection ends the request if it waits for its client: to send the rest of
@@ -87,8 +94,8 @@ func (p *passage) cutConnection() bool {
 		return false
 	}
 	expireRead(p.writer.ResponseWriter)
-	if p.writer.progress.Load() == cutAfter { // else the 503 is still to be sent
-		_ = innermost(p.writer.ResponseWriter).SetWriteDeadline(time.Now())
+	if p.writer.progress.Load() != cutBefore { // else the 503 is still to be sent
+		_ = http.NewResponseController(innermost(p.writer.ResponseWriter)).SetWriteDeadline(time.Now())
 	}
 	return true
 }
@@ -101,14 +108,6 @@ func cutConnections(passages []*passage, end time.Time) {
 	}
 }
 
-// letGo keeps the connection from being cut. The handler has returned: it may be
-// another request's now.
-func (p *passage) letGo() {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.ended = true
-}
-
 // expireRead has what waits for more of the request fail. Caddy's own writer has to
 // know, or it moves the deadline on.
 func expireRead(w http.ResponseWriter) {
@@ -116,14 +115,22 @@ func expireRead(w http.ResponseWriter) {
 }
 
 // innermost is the server's own writer; those around it may move deadlines on.
-func innermost(w http.ResponseWriter) *http.ResponseController {
+func innermost(w http.ResponseWriter) http.ResponseWriter {
 	for {
 		outer, ok := w.(interface{ Unwrap() http.ResponseWriter })
 		if !ok {
-			return http.NewResponseController(w)
+			return w
 		}
 		w = outer.Unwrap()
 	}
+}
+
+// linger has the server keep an HTTP/1 connection for a moment when it has answered.
+// If it were closed at once, a client that is still sending could lose the answer. The
+// server does so for bodies that are too large; this is one of a byte where none may
+// be.
+func linger(w http.ResponseWriter) {
+	_, _ = http.MaxBytesReader(innermost(w), io.NopCloser(strings.NewReader("x")), 0).Read(make([]byte, 1))
 }
 
 // abandon keeps the server from waiting for the rest of an upload, which it would
@@ -149,6 +156,7 @@ const (
 	headerSent
 	cutBefore // anything was sent
 	cutAfter
+	answered // by a gate further inside, which has cut the request off: it is not cut again
 )
 
 func (w *passageWriter) cut() {
@@ -159,7 +167,26 @@ func (w *passageWriter) cut() {
 
 // begin reports whether there may be sent more.
 func (w *passageWriter) begin() bool {
-	return w.progress.Load() == headerSent || w.progress.CompareAndSwap(nothingSent, headerSent)
+	switch w.progress.Load() {
+	case headerSent, answered:
+		return true
+	}
+	return w.progress.CompareAndSwap(nothingSent, headerSent)
+}
+
+// spare lets the answer of a request that has been cut off pass the gates further
+// outside, which may cut it off too.
+func spare(w http.ResponseWriter) {
+	for {
+		if outer, ok := w.(*passageWriter); ok {
+			outer.progress.CompareAndSwap(nothingSent, answered)
+		}
+		outer, ok := w.(interface{ Unwrap() http.ResponseWriter })
+		if !ok {
+			return
+		}
+		w = outer.Unwrap()
+	}
 }
 
 func (w *passageWriter) Header() http.Header {
@@ -171,11 +198,10 @@ func (w *passageWriter) Header() http.Header {
 }
 
 func (w *passageWriter) Hijack() (net.Conn, *bufio.ReadWriter, error) {
-	conn, buffer, err := http.NewResponseController(w.ResponseWriter).Hijack()
-	if err == nil {
-		w.begin() // nothing can be sent in the handler's place any more
+	if !w.begin() { // for nothing can be sent in the handler's place afterwards
+		return nil, nil, context.Canceled
 	}
-	return conn, buffer, err
+	return http.NewResponseController(w.ResponseWriter).Hijack()
 }
 
 func (w *passageWriter) WriteHeader(status int) {
@@ -264,8 +290,13 @@ func (c *crowds) add(p *passage) {
 	}
 }
 
+// leaveCrowd keeps the passage from being cut: what comes next is not ours, be it an
+// error route or another request on the connection.
 func (p *passage) leaveCrowd() {
-	p.letGo()
+	p.mu.Lock()
+	p.ended = true
+	p.mu.Unlock()
+
 	p.crowd.mu.Lock()
 	defer p.crowd.mu.Unlock()
 	if p.prev != nil {

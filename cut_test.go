@@ -361,44 +361,157 @@ func TestPHPGoesOnUntilItHasAnswered(t *testing.T) {
 	s.awaitInFlight(0)
 }
 
-// An error route sees a client that has left. The connection is not cut then: it may
-// be another request's by now.
-func TestConnectionIsLeftToTheNextRequest(t *testing.T) {
-	failed := make(chan struct{})
-	s := prepare(t)
-	s.after = "handle_errors {\n" + testApp(t, func(w http.ResponseWriter, r *http.Request) error {
-		close(failed)
+// What has failed is in the hands of the error routes, which end as they like: that
+// theirs is not the whole answer could not be told. The connection is left alone, too:
+// it may be another request's by now.
+func TestErrorRoutesAreNotCutOff(t *testing.T) {
+	for _, around := range []string{"", "tracing"} { // which passes another request on
+		t.Run(around, func(t *testing.T) {
+			failed, cut := make(chan struct{}), make(chan struct{})
+			s := prepare(t)
+			s.after = "handle_errors {\n" + testApp(t, func(w http.ResponseWriter, r *http.Request) error {
+				close(failed)
+				<-cut
+				if r.Context().Err() != nil {
+					t.Error("an error route sees a client that has left")
+				}
+				_, err := io.WriteString(w, "Sorry.")
+				return err
+			}) + "\n}"
+			s.reload(around + `
+				maintenance shop {
+					bypass /stream
+				}
+				error /failing 502
+				handle /stream {
+					` + testApp(t, func(w http.ResponseWriter, r *http.Request) error {
+				return trickle(w, r, 2*cutGrace)
+			}) + `
+				}`)
+			client := &http.Client{Transport: &http.Transport{MaxConnsPerHost: 1}, Timeout: time.Minute}
+			defer client.CloseIdleConnections()
+			go func() {
+				<-failed
+				s.put("shop", `{"terminate_after": "1ms"}`)
+				s.holdsInFlight(100*time.Millisecond, 1)
+				close(cut)
+			}()
+			for i, path := range []string{"/failing", "/stream"} {
+				var reused bool
+				got := ask(httptrace.WithClientTrace(t.Context(), &httptrace.ClientTrace{
+					GotConn: func(info httptrace.GotConnInfo) { reused = info.Reused },
+				}), client, s.url+path)
+				if got.code != 200 || got.err != nil || len(got.body) < 3 || reused != (i > 0) {
+					t.Errorf("%s got %d %q %v, on the same connection: %t", path, got.code, got.body, got.err, reused)
+				}
+				s.awaitInFlight(0)
+			}
+		})
+	}
+}
+
+// Whoever has not been sent anything gets the whole page, also if another site further
+// outside cuts him off while that is being sent.
+func TestGatesInAChainAnswerOnce(t *testing.T) {
+	for i, client := range holdClients {
+		t.Run(fmt.Sprintf("HTTP/%d", i+1), func(t *testing.T) {
+			arrived, answering := make(chan struct{}), make(chan struct{})
+			s := prepare(t)
+			s.options = "servers {\nprotocols h1 h2c\n}"
+			s.reload("route {\nmaintenance all\n" +
+				testMiddleware(t, func(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler) error {
+					return next.ServeHTTP(&pausingWriter{caddyhttp.ResponseWriterWrapper{ResponseWriter: w}, answering, r.Context().Done()}, r)
+				}) + "\nmaintenance shop\n" +
+				testApp(t, func(_ http.ResponseWriter, r *http.Request) error {
+					close(arrived)
+					<-r.Context().Done()
+					return nil
+				}) + "\n}")
+			answers := make(visits, 1)
+			go func() { answers <- ask(t.Context(), client, s.url) }()
+			<-arrived
+			s.put("shop", `{"terminate_after": "1ms"}`)
+			<-answering
+			s.put("all", `{"terminate_after": "1ms"}`)
+			answers.expectPage(t, "300")
+			s.awaitInFlight(0)
+			s.status("all?wait=10s")
+		})
+	}
+}
+
+// pausingWriter pauses between an answer's header and its body.
+type pausingWriter struct {
+	caddyhttp.ResponseWriterWrapper
+	paused chan<- struct{}
+	goOn   <-chan struct{}
+}
+
+func (w *pausingWriter) WriteHeader(status int) {
+	w.ResponseWriter.WriteHeader(status)
+	close(w.paused)
+	<-w.goOn
+}
+
+// A client that is still sending is not kept from reading the page.
+func TestUploadUnderWayGetsThePage(t *testing.T) {
+	const n = 20
+	app := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		_, _ = io.Copy(io.Discard, r.Body)
+	}))
+	t.Cleanup(app.Close)
+	for name, length := range map[string]int64{"chunked": -1, "of known length": 1 << 40} {
+		t.Run(name, func(t *testing.T) {
+			s := start(t, "maintenance shop\nhandle {\nreverse_proxy "+strings.TrimPrefix(app.URL, "http://")+"\n}")
+			answers := make(visits, n)
+			for range n {
+				body, in := io.Pipe()
+				go func() {
+					for {
+						if _, err := in.Write(make([]byte, 16<<10)); err != nil {
+							return
+						}
+						<-time.After(time.Millisecond)
+					}
+				}()
+				request, err := http.NewRequestWithContext(t.Context(), http.MethodPost, s.url, body)
+				if err != nil {
+					t.Fatal(err)
+				}
+				request.ContentLength = length
+				go func() {
+					answers <- roundTrip(holdClients[0], request)
+					body.Close()
+				}()
+			}
+			s.awaitInFlight(n)
+			s.put("shop", `{"terminate_after": "1ms"}`)
+			for range n {
+				answers.expectPage(t, "300")
+			}
+		})
+	}
+}
+
+// G2: An upgrade that comes too late is none.
+func TestUpgradeAfterTheCutGetsThePage(t *testing.T) {
+	arrived := make(chan struct{})
+	s := start(t, "maintenance shop\n"+testApp(t, func(w http.ResponseWriter, r *http.Request) error {
+		close(arrived)
 		<-r.Context().Done()
-		_, err := io.WriteString(w, "Sorry.")
-		return err
-	}) + "\n}"
-	s.reload(`
-		maintenance shop {
-			bypass /stream
+		w.Header().Set("Upgrade", "websocket")
+		w.WriteHeader(http.StatusSwitchingProtocols)
+		conn, _, err := http.NewResponseController(w).Hijack()
+		if err != nil {
+			return err
 		}
-		error /failing 502
-		handle /stream {
-			` + testApp(t, func(w http.ResponseWriter, r *http.Request) error {
-		return trickle(w, r, 2*cutGrace)
-	}) + `
-		}`)
-	client := &http.Client{Transport: &http.Transport{MaxConnsPerHost: 1}, Timeout: time.Minute}
-	defer client.CloseIdleConnections()
-	go func() {
-		<-failed
-		if got := s.put("shop", `{"terminate_after": "200ms"}`)["in_flight"]; got != 1.0 {
-			t.Errorf("in_flight is %v while the error is answered, want 1", got)
-		}
-	}()
-	for i, path := range []string{"/failing", "/stream"} {
-		var reused bool
-		got := ask(httptrace.WithClientTrace(t.Context(), &httptrace.ClientTrace{
-			GotConn: func(info httptrace.GotConnInfo) { reused = info.Reused },
-		}), client, s.url+path)
-		if got.code != 200 || got.err != nil || len(got.body) < 3 || reused != (i > 0) {
-			t.Errorf("%s got %d %q %v, on the same connection: %t", path, got.code, got.body, got.err, reused)
-		}
-		s.awaitInFlight(0)
+		return conn.Close()
+	}))
+	conn := s.dial("GET / HTTP/1.1\r\n\r\n")
+	<-arrived
+	s.put("shop", `{"terminate_after": "1ms"}`)
+	if answer, err := io.ReadAll(conn); !strings.HasPrefix(string(answer), "HTTP/1.1 503") || strings.Contains(string(answer), "websocket") {
+		t.Errorf("got %q %v, want the page", answer, err)
 	}
 }
 
@@ -765,6 +878,11 @@ var (
 // testApp returns the directive of an app that runs in Caddy itself.
 func testApp(t *testing.T, serve func(http.ResponseWriter, *http.Request) error) string {
 	t.Helper()
+	return testMiddleware(t, func(w http.ResponseWriter, r *http.Request, _ caddyhttp.Handler) error { return serve(w, r) })
+}
+
+func testMiddleware(t *testing.T, serve func(http.ResponseWriter, *http.Request, caddyhttp.Handler) error) string {
+	t.Helper()
 	number := strconv.FormatInt(lastTestApps.Add(1), 10)
 	testApps.Store(number, serve)
 	t.Cleanup(func() { testApps.Delete(number) })
@@ -779,12 +897,12 @@ func (testAppModule) CaddyModule() caddy.ModuleInfo {
 	return caddy.ModuleInfo{ID: "http.handlers.maintenance_test_app", New: func() caddy.Module { return new(testAppModule) }}
 }
 
-func (m testAppModule) ServeHTTP(w http.ResponseWriter, r *http.Request, _ caddyhttp.Handler) error {
+func (m testAppModule) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler) error {
 	serve, ok := testApps.Load(m.Number)
 	if !ok {
 		return fmt.Errorf("no test app %s", m.Number)
 	}
-	return serve.(func(http.ResponseWriter, *http.Request) error)(w, r)
+	return serve.(func(http.ResponseWriter, *http.Request, caddyhttp.Handler) error)(w, r, next)
 }
 
 // lastingRequest is a request to an app of its own that answers when it is told to,
@@ -858,6 +976,18 @@ func (s *site) remembered() (n int) {
 		s.passages[i].mu.Unlock()
 	}
 	return n
+}
+
+// holdsInFlight fails the test if another number of requests is in flight before that
+// time has passed.
+func (s *server) holdsInFlight(d time.Duration, n int64) {
+	s.t.Helper()
+	for end := time.Now().Add(d); time.Now().Before(end); <-time.After(10 * time.Millisecond) {
+		if got := siteNamed("shop").inFlight.Load(); got != n {
+			s.t.Errorf("%d in flight, want %d", got, n)
+			return
+		}
+	}
 }
 
 func (s *server) awaitInFlight(n int64) {

@@ -101,13 +101,16 @@ func (hd *hold) readBody(w http.ResponseWriter, r *http.Request) bool {
 		go func() {
 			inTime := hd.watch(done)
 			if !inTime {
-				_ = http.NewResponseController(w).SetReadDeadline(time.Now())
+				expireRead(w)
 			}
 			watched <- inTime
 		}()
 		content, err := io.ReadAll(r.Body)
 		close(done)
 		if inTime := <-watched; err != nil || !inTime {
+			if r.ProtoMajor == 1 {
+				w.Header().Set("Connection", "close") // its next request could not be read
+			}
 			return false
 		}
 		r.Body = &bufferedBody{bytes.NewReader(content)}

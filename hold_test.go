@@ -531,6 +531,41 @@ func TestConnectionIsFineAfterHalfABody(t *testing.T) {
 	}
 }
 
+// The server has begun to watch the connection when the last byte comes, and is not to
+// take the end of the wait for that of its client: the next request would get that.
+func TestConnectionIsFineAfterABodyThatEndsWithTheWait(t *testing.T) {
+	s := start(t, "maintenance shop\n"+testApp(t, func(w http.ResponseWriter, r *http.Request) error {
+		if r.Context().Err() != nil {
+			w.WriteHeader(statusClientLeft)
+		}
+		return nil
+	}))
+	const hold = 20 * time.Millisecond
+	s.put("shop", `{"hold": "20ms"}`)
+	var clients sync.WaitGroup
+	for i := range 16 {
+		clients.Go(func() {
+			for j := range 100 {
+				conn := s.dial("POST / HTTP/1.1\r\nContent-Length: 1\r\n\r\n")
+				<-time.After(hold + time.Duration((i+j)%40-20)*20*time.Microsecond)
+				_, _ = io.WriteString(conn, "x")
+				reader := bufio.NewReader(conn)
+				first, err := http.ReadResponse(reader, nil)
+				if err == nil && !first.Close {
+					_, _ = io.Copy(io.Discard, first.Body)
+					_, _ = io.WriteString(conn, "GET / HTTP/1.1\r\nHost: "+strings.TrimPrefix(s.url, "http://")+"\r\n\r\n")
+					next, err := http.ReadResponse(reader, nil)
+					if err == nil && next.StatusCode == statusClientLeft {
+						t.Error("the next request was taken for one whose client had left")
+					}
+				}
+				conn.Close()
+			}
+		})
+	}
+	clients.Wait()
+}
+
 // A server's time limit for a request's body does not end the wait.
 func TestReadTimeoutDoesNotEndTheWait(t *testing.T) {
 	app := newWitness(t)

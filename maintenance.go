@@ -229,6 +229,7 @@ func (h *Handler) serveAdmitted(p *passage, r *http.Request, next caddyhttp.Hand
 	cut, err := h.passOn(p, r, next)
 	if cut {
 		setContext(r, p.context.parent)
+		spare(p.writer.ResponseWriter)
 		h.respondCut(p.writer.ResponseWriter, r)
 	}
 	return err
@@ -236,14 +237,14 @@ func (h *Handler) serveAdmitted(p *passage, r *http.Request, next caddyhttp.Hand
 
 // passOn counts a request until it ends, in whichever way. One that ends in an
 // error goes on to the site's error routes, which may proxy it again, and ends when
-// the server cancels its context.
+// the server cancels its context; it is not cut off there, for what the error routes
+// send cannot be told to be incomplete.
 func (h *Handler) passOn(p *passage, r *http.Request, next caddyhttp.Handler) (cut bool, err error) {
 	defer func() {
 		if err != nil {
-			p.letGo()
-			context.AfterFunc(serverContext(p.context.parent), func() { h.site.leave(p) })
+			context.AfterFunc(serverContext(p.context.parent), h.site.uncount)
 		} else {
-			h.site.leave(p)
+			h.site.uncount()
 		}
 	}()
 	body := r.Body
@@ -268,6 +269,9 @@ func (h *Handler) respondCut(w http.ResponseWriter, r *http.Request) {
 	}
 	if r.ProtoMajor == 1 {
 		header.Set("Connection", "close")
+		if r.ContentLength != 0 {
+			linger(w)
+		}
 	}
 	st := h.site.current()
 	h.respond(w, r, st, retryAfterSeconds(st.options(), time.Duration(h.RetryAfter)))

@@ -95,7 +95,8 @@ var foreignHeaders = []string{
 // appHeaders, in canonical form, are what the app may have set for a response of
 // its own before it was cut off.
 var appHeaders = []string{
-	"Content-Disposition", "Content-Language", "Content-Range", "Location", "Set-Cookie", "Trailer", "Transfer-Encoding",
+	"Content-Disposition", "Content-Language", "Content-Range", "Location", "Sec-Websocket-Accept", "Sec-Websocket-Extensions",
+	"Sec-Websocket-Protocol", "Set-Cookie", "Trailer", "Transfer-Encoding", "Upgrade",
 }
 
 // retryAfterSeconds counts down to the end of the maintenance, if it has one
