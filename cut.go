@@ -57,12 +57,10 @@ func serverContext(ctx context.Context) context.Context {
 // this one, and would not see what is done to another.
 func setContext(r *http.Request, ctx context.Context) { *r = *r.WithContext(ctx) }
 
-// serve passes the request on, and has it not cut off any more when that has ended. A
-// handler may give up, as reverse_proxy does, when nothing can be sent any more; there
-// is still the 503 to be sent then.
+// serve passes the request on. A handler may give up, as reverse_proxy does, when
+// nothing can be sent any more; there is still the 503 to be sent then.
 func (p *passage) serve(r *http.Request, next caddyhttp.Handler) error {
 	defer func() {
-		p.leaveCrowd()
 		if p.writer.progress.Load() != cutBefore {
 			return
 		}
@@ -77,12 +75,8 @@ func (p *passage) serve(r *http.Request, next caddyhttp.Handler) error {
 // milliseconds. The cause is not one of our own: reverse_proxy would take that for
 // a failure of the upstream.
 func (p *passage) cut() {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if !p.ended {
-		p.writer.cut()
-		p.context.cancel()
-	}
+	p.writer.cut()
+	p.context.cancel()
 }
 
 // cutConnection ends the request if it waits for its client: to send the rest of
@@ -106,6 +100,14 @@ func cutConnections(passages []*passage, end time.Time) {
 	if len(passages) > 0 && time.Now().Before(end) {
 		time.AfterFunc(cutInterval, func() { cutConnections(passages, end) })
 	}
+}
+
+// letGo keeps the connection from being cut. The handler has returned: it may be
+// another request's now.
+func (p *passage) letGo() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.ended = true
 }
 
 // expireRead has what waits for more of the request fail. Caddy's own writer has to
@@ -290,13 +292,8 @@ func (c *crowds) add(p *passage) {
 	}
 }
 
-// leaveCrowd keeps the passage from being cut: what comes next is not ours, be it an
-// error route or another request on the connection.
 func (p *passage) leaveCrowd() {
-	p.mu.Lock()
-	p.ended = true
-	p.mu.Unlock()
-
+	p.letGo()
 	p.crowd.mu.Lock()
 	defer p.crowd.mu.Unlock()
 	if p.prev != nil {

@@ -361,52 +361,44 @@ func TestPHPGoesOnUntilItHasAnswered(t *testing.T) {
 	s.awaitInFlight(0)
 }
 
-// What has failed is in the hands of the error routes, which end as they like: that
-// theirs is not the whole answer could not be told. The connection is left alone, too:
-// it may be another request's by now.
-func TestErrorRoutesAreNotCutOff(t *testing.T) {
-	for _, around := range []string{"", "tracing"} { // which passes another request on
-		t.Run(around, func(t *testing.T) {
-			failed, cut := make(chan struct{}), make(chan struct{})
-			s := prepare(t)
-			s.after = "handle_errors {\n" + testApp(t, func(w http.ResponseWriter, r *http.Request) error {
-				close(failed)
-				<-cut
-				if r.Context().Err() != nil {
-					t.Error("an error route sees a client that has left")
-				}
-				_, err := io.WriteString(w, "Sorry.")
-				return err
-			}) + "\n}"
-			s.reload(around + `
-				maintenance shop {
-					bypass /stream
-				}
-				error /failing 502
-				handle /stream {
-					` + testApp(t, func(w http.ResponseWriter, r *http.Request) error {
-				return trickle(w, r, 2*cutGrace)
-			}) + `
-				}`)
-			client := &http.Client{Transport: &http.Transport{MaxConnsPerHost: 1}, Timeout: time.Minute}
-			defer client.CloseIdleConnections()
-			go func() {
-				<-failed
-				s.put("shop", `{"terminate_after": "1ms"}`)
-				s.holdsInFlight(100*time.Millisecond, 1)
-				close(cut)
-			}()
-			for i, path := range []string{"/failing", "/stream"} {
-				var reused bool
-				got := ask(httptrace.WithClientTrace(t.Context(), &httptrace.ClientTrace{
-					GotConn: func(info httptrace.GotConnInfo) { reused = info.Reused },
-				}), client, s.url+path)
-				if got.code != 200 || got.err != nil || len(got.body) < 3 || reused != (i > 0) {
-					t.Errorf("%s got %d %q %v, on the same connection: %t", path, got.code, got.body, got.err, reused)
-				}
-				s.awaitInFlight(0)
-			}
-		})
+// An error route sees a client that has left. The connection is not cut then: it may
+// be another request's by now.
+func TestConnectionIsLeftToTheNextRequest(t *testing.T) {
+	failed := make(chan struct{})
+	s := prepare(t)
+	s.after = "handle_errors {\n" + testApp(t, func(w http.ResponseWriter, r *http.Request) error {
+		close(failed)
+		<-r.Context().Done()
+		_, err := io.WriteString(w, "Sorry.")
+		return err
+	}) + "\n}"
+	s.reload(`
+		maintenance shop {
+			bypass /stream
+		}
+		error /failing 502
+		handle /stream {
+			` + testApp(t, func(w http.ResponseWriter, r *http.Request) error {
+		return trickle(w, r, 2*cutGrace)
+	}) + `
+		}`)
+	client := &http.Client{Transport: &http.Transport{MaxConnsPerHost: 1}, Timeout: time.Minute}
+	defer client.CloseIdleConnections()
+	go func() {
+		<-failed
+		if got := s.put("shop", `{"terminate_after": "200ms"}`)["in_flight"]; got != 1.0 {
+			t.Errorf("in_flight is %v while the error is answered, want 1", got)
+		}
+	}()
+	for i, path := range []string{"/failing", "/stream"} {
+		var reused bool
+		got := ask(httptrace.WithClientTrace(t.Context(), &httptrace.ClientTrace{
+			GotConn: func(info httptrace.GotConnInfo) { reused = info.Reused },
+		}), client, s.url+path)
+		if got.code != 200 || got.err != nil || len(got.body) < 3 || reused != (i > 0) {
+			t.Errorf("%s got %d %q %v, on the same connection: %t", path, got.code, got.body, got.err, reused)
+		}
+		s.awaitInFlight(0)
 	}
 }
 
@@ -976,18 +968,6 @@ func (s *site) remembered() (n int) {
 		s.passages[i].mu.Unlock()
 	}
 	return n
-}
-
-// holdsInFlight fails the test if another number of requests is in flight before that
-// time has passed.
-func (s *server) holdsInFlight(d time.Duration, n int64) {
-	s.t.Helper()
-	for end := time.Now().Add(d); time.Now().Before(end); <-time.After(10 * time.Millisecond) {
-		if got := siteNamed("shop").inFlight.Load(); got != n {
-			s.t.Errorf("%d in flight, want %d", got, n)
-			return
-		}
-	}
 }
 
 func (s *server) awaitInFlight(n int64) {

@@ -237,14 +237,14 @@ func (h *Handler) serveAdmitted(p *passage, r *http.Request, next caddyhttp.Hand
 
 // passOn counts a request until it ends, in whichever way. One that ends in an
 // error goes on to the site's error routes, which may proxy it again, and ends when
-// the server cancels its context; it is not cut off there, for what the error routes
-// send cannot be told to be incomplete.
+// the server cancels its context.
 func (h *Handler) passOn(p *passage, r *http.Request, next caddyhttp.Handler) (cut bool, err error) {
 	defer func() {
 		if err != nil {
-			context.AfterFunc(serverContext(p.context.parent), h.site.uncount)
+			p.letGo()
+			context.AfterFunc(serverContext(p.context.parent), func() { h.site.leave(p) })
 		} else {
-			h.site.uncount()
+			h.site.leave(p)
 		}
 	}()
 	body := r.Body

@@ -138,7 +138,7 @@ func (s *site) ready(ctx context.Context) error {
 }
 
 // admit lets a request in unless the site is in maintenance; one that was let
-// in must be uncounted. The site is looked at twice: with a look only before the
+// in must leave. The site is looked at twice: with a look only before the
 // count, a switch could report that nothing is in flight while a request slips
 // through between the two; with a look only after it, blocked requests would
 // show up in the count.
@@ -151,15 +151,15 @@ func (s *site) admit(w http.ResponseWriter, r *http.Request, initiallyOn bool) (
 	s.inFlight.Add(1)
 	st := s.current()
 	if st.blocks(initiallyOn) {
-		p.leaveCrowd()
-		s.uncount()
+		s.leave(p)
 		return st, nil
 	}
 	return st, p
 }
 
-// uncount ends what admit began.
-func (s *site) uncount() {
+// leave ends what admit began.
+func (s *site) leave(p *passage) {
+	p.leaveCrowd()
 	if s.inFlight.Add(-1) > 0 {
 		return
 	}

@@ -36,7 +36,7 @@ func TestNoRequestSlipsInWhenNothingIsInFlight(t *testing.T) {
 						t.Error("a request was let in after the site was drained")
 					}
 					admitted.Add(1)
-					leave(shop.site, p)
+					shop.leave(p)
 				} else {
 					runtime.Gosched()
 				}
@@ -91,7 +91,7 @@ func TestCutLeavesAloneWhatCameAfterOpening(t *testing.T) {
 		if p.context.Err() != nil || p.writer.progress.Load() != nothingSent {
 			t.Error("a request of an open site was cut off")
 		}
-		leave(shop, p)
+		shop.leave(p)
 	}
 }
 
@@ -112,13 +112,13 @@ func TestEndedRequestHoldsOnToNoOther(t *testing.T) {
 		others = append(others, weak.Make(p))
 		inFlight = append(inFlight, p)
 		if len(inFlight) > 100 {
-			leave(shop, inFlight[0])
+			shop.leave(inFlight[0])
 			inFlight[0] = nil
 			inFlight = inFlight[1:]
 		}
 	}
 	for _, p := range inFlight {
-		leave(shop, p)
+		shop.leave(p)
 	}
 	clear(inFlight)
 	runtime.GC()
@@ -167,10 +167,4 @@ func TestContextOfAPassage(t *testing.T) {
 			}
 		}
 	}
-}
-
-// leave ends a request as the handler does.
-func leave(s *site, p *passage) {
-	p.leaveCrowd()
-	s.uncount()
 }
