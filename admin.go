@@ -1,6 +1,7 @@
 package maintenance
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -8,6 +9,7 @@ import (
 	"io"
 	"net/http"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -32,6 +34,9 @@ func (adminAPI) CaddyModule() caddy.ModuleInfo {
 }
 
 const adminPath = "/maintenance"
+
+// Provision adds the metrics to the registry that the admin endpoint is scraped from.
+func (adminAPI) Provision(ctx caddy.Context) error { return registerMetrics(ctx) }
 
 // Routes returns the admin routes.
 func (a adminAPI) Routes() []caddy.AdminRoute {
@@ -154,7 +159,7 @@ func (adminAPI) serveSite(w http.ResponseWriter, r *http.Request, app *App, m *m
 	case http.MethodPatch:
 		err = app.patch(w, r, m)
 	case http.MethodDelete:
-		err = app.switchSite(m, r.RemoteAddr, func(st *state) (*change, error) { return turnOff(st, m.initiallyOn), nil })
+		err = app.switchSite(m, fromClient(r), func(st *state) (*change, error) { return turnOff(st, m.initiallyOn), nil })
 	default:
 		err = methodNotAllowed(w, r, "GET, PUT, PATCH, DELETE")
 	}
@@ -162,6 +167,11 @@ func (adminAPI) serveSite(w http.ResponseWriter, r *http.Request, app *App, m *m
 		return err
 	}
 	return writeJSON(w, app.status(m))
+}
+
+// fromClient is a client that has its answer when its request is done.
+func fromClient(r *http.Request) origin {
+	return origin{source: "api", client: r.RemoteAddr, answered: r.Context().Done()}
 }
 
 // put turns the site on with the options given, and no others.
@@ -177,7 +187,7 @@ func (a *App) put(w http.ResponseWriter, r *http.Request, m *member) error {
 	if err != nil {
 		return badRequest(err)
 	}
-	return a.switchSite(m, r.RemoteAddr, func(st *state) (*change, error) {
+	return a.switchSite(m, fromClient(r), func(st *state) (*change, error) {
 		return turnOn(m, st, given), nil
 	})
 }
@@ -191,7 +201,7 @@ func (a *App) patch(w http.ResponseWriter, r *http.Request, m *member) error {
 	if _, err := parseOptions(options{}, body); err != nil {
 		return badRequest(err)
 	}
-	return a.switchSite(m, r.RemoteAddr, func(st *state) (*change, error) {
+	return a.switchSite(m, fromClient(r), func(st *state) (*change, error) {
 		if !st.on(m.initiallyOn) {
 			return nil, notOn(m, st)
 		}
@@ -309,17 +319,28 @@ func (a *App) status(m *member) siteStatus {
 		Instance:     a.instance,
 		SyncInterval: a.syncInterval(),
 		InFlight:     m.inFlight.Load(),
-		Held:         min(m.held.Load(), maxHeld), // one that finds no place is counted for a moment
+		Held:         m.heldNow(),
 		Pages:        pages,
 	}
 }
 
+// writeJSON returns when the client has been sent the whole answer.
 func writeJSON(w http.ResponseWriter, v any) error {
-	w.Header().Set("Content-Type", "application/json")
-	encoder := json.NewEncoder(w)
+	var body bytes.Buffer
+	encoder := json.NewEncoder(&body)
 	encoder.SetEscapeHTML(false)
-	return encoder.Encode(v)
+	if err := encoder.Encode(v); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("Content-Length", strconv.Itoa(body.Len()))
+	_, _ = w.Write(body.Bytes())
+	_ = http.NewResponseController(w).Flush() // it may have left
+	return nil
 }
 
 // Interface guards
-var _ caddy.AdminRouter = adminAPI{}
+var (
+	_ caddy.AdminRouter = adminAPI{}
+	_ caddy.Provisioner = adminAPI{}
+)

@@ -35,6 +35,9 @@ func TestSiteIsDescribedByAllRequests(t *testing.T) {
 	}
 	for _, method := range []string{http.MethodGet, http.MethodPut, http.MethodPatch, http.MethodDelete} {
 		response := s.api(method, "/maintenance/shop", map[string]string{http.MethodPatch: "{}"}[method])
+		if response.ContentLength != int64(len(response.body)) {
+			t.Errorf("%s: Content-Length is %d, want %d", method, response.ContentLength, len(response.body))
+		}
 		if got := response.Header.Get("Content-Type"); response.StatusCode != 200 || got != "application/json" {
 			t.Errorf("%s got %d %s", method, response.StatusCode, got)
 		}
@@ -74,7 +77,7 @@ func TestConfigWithoutSitesHasAnEmptyList(t *testing.T) {
 	}
 }
 
-// The table of states and switches in the README.
+// The table of states and switches in the reference.
 func TestEveryStateMeetsEverySwitch(t *testing.T) {
 	const directive = `maintenance shop`
 	record := func(enabled bool, since, until time.Time) string {

@@ -19,6 +19,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/modules/caddyevents"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 )
 
@@ -38,14 +39,15 @@ type App struct {
 	SyncInterval caddy.Duration `json:"sync_interval,omitempty"`
 
 	log      *zap.Logger
+	events   *caddyevents.App // may be used when the config runs
 	storage  certmagic.Storage
 	instance string
 	members  map[string]*member
 	servers  map[*caddyhttp.Server]serverStop
 	pages    map[*customPage][]*shownPage // as its sites show each
 
-	ctx     context.Context // ends with the config
-	running atomic.Bool     // this is or was the running config
+	ctx     caddy.Context // ends with the config
+	running atomic.Bool   // this is or was the running config
 
 	// reads limits the reads under way, and so what a storage that hangs can
 	// tie up. gaveUp is set once one has waited in vain: the others do not each
@@ -132,7 +134,14 @@ func (a *App) Provision(ctx caddy.Context) error {
 	a.pageReads = make(chan struct{}, maxPageReads)
 	a.ctx = ctx
 
-	var err error
+	events, err := ctx.App("events")
+	if err != nil {
+		return err
+	}
+	a.events = events.(*caddyevents.App)
+	if err := registerMetrics(ctx); err != nil {
+		return err
+	}
 	if a.instance, err = os.Hostname(); err != nil {
 		a.instance = "unknown host"
 	}
@@ -332,9 +341,7 @@ func (a *App) takeIn(m *member, raw []byte, err error) (*record, error) {
 	if r != nil && r.Version == m.storing.Load() {
 		return r, nil // what a switch here has just stored is not another instance's
 	}
-	if before, after := m.learn(r, err); after != nil {
-		a.changed(m, before, after, "sync", "")
-	}
+	a.learn(m, r, err, origin{source: "sync"})
 	return r, err
 }
 
@@ -393,6 +400,9 @@ func (f *follower) sync() {
 	}
 	if f.ctx.Err() != nil {
 		return
+	}
+	if err == nil {
+		sites.lastSync.Store(&began)
 	}
 	switch {
 	case err != nil && !f.failing:
@@ -506,7 +516,7 @@ type change struct {
 // to change when it is known how the site stands, which another instance may
 // have switched; it returns nil to leave it at that. The switch is carried
 // through whether or not its client waits for it.
-func (a *App) switchSite(m *member, client string, decide func(*state) (*change, error)) error {
+func (a *App) switchSite(m *member, by origin, decide func(*state) (*change, error)) error {
 	timer := time.NewTimer(storageTimeout)
 	defer timer.Stop()
 	select {
@@ -526,7 +536,7 @@ func (a *App) switchSite(m *member, client string, decide func(*state) (*change,
 			<-m.switching
 			sites.release(m.site)
 		}()
-		done <- a.carryOut(m, client, decide)
+		done <- a.carryOut(m, by, decide)
 	}()
 	timer.Reset(storageTimeout)
 	select {
@@ -537,7 +547,7 @@ func (a *App) switchSite(m *member, client string, decide func(*state) (*change,
 	}
 }
 
-func (a *App) carryOut(m *member, client string, decide func(*state) (*change, error)) error {
+func (a *App) carryOut(m *member, by origin, decide func(*state) (*change, error)) error {
 	ctx, cancel := context.WithTimeoutCause(context.Background(), storageTimeout, errStorageSilent)
 	defer cancel()
 	for {
@@ -554,12 +564,11 @@ func (a *App) carryOut(m *member, client string, decide func(*state) (*change, e
 		if err != nil || c == nil {
 			return err
 		}
-		before, after, err := a.apply(ctx, m, st, c)
+		applied, err := a.apply(ctx, m, st, c, by)
 		if err != nil {
 			return storeError(m, err)
 		}
-		if after != nil {
-			a.changed(m, before, after, "api", client)
+		if applied {
 			return nil
 		}
 		// Another instance has switched the site at the same time, and this one
@@ -567,22 +576,20 @@ func (a *App) carryOut(m *member, client string, decide func(*state) (*change, e
 	}
 }
 
-// apply makes a change of the state st in storage and then in memory. It
-// returns the states before and after, or nil if a newer record is known by
-// then.
-func (a *App) apply(ctx context.Context, m *member, st *state, c *change) (before, after *state, err error) {
+// apply makes a change of the state st in storage and then in memory. It returns false
+// if a newer record is known by then.
+func (a *App) apply(ctx context.Context, m *member, st *state, c *change, by origin) (bool, error) {
 	m.highest = max(time.Now().UnixMicro(), st.version()+1, m.highest+1)
 	next, err := newRecord(m.highest, c.enabled, c.since, c.options)
 	if err != nil {
-		return nil, nil, err
+		return false, err
 	}
 	m.storing.Store(next.Version)
 	defer m.storing.Store(0)
 	if err := a.store(ctx, m, next); err != nil {
-		return nil, nil, err
+		return false, err
 	}
-	before, after = m.learn(next, nil)
-	return before, after, nil
+	return a.learn(m, next, nil, by), nil
 }
 
 func storeError(m *member, err error) error {
@@ -593,7 +600,14 @@ func storeError(m *member, err error) error {
 	}
 }
 
-// Logging
+// Telling of changes
+
+// origin is where a change of a site comes from.
+type origin struct {
+	source   string          // api, sync or until
+	client   string          // of the API, its address
+	answered <-chan struct{} // closed when that client has its answer; nil if there is none
+}
 
 // watchClock notices within a second that a maintenance has ended by itself.
 // Requests do not depend on it.
@@ -607,47 +621,79 @@ func (a *App) watchClock() {
 			return
 		}
 		for _, m := range a.members {
-			if st := m.current(); st.ended && st.reported.CompareAndSwap(false, true) {
-				a.log.Info("maintenance disabled", zap.String("site", m.name), zap.String("source", "until"))
+			if st := m.current(); st.ended && !st.reported.Load() {
+				m.telling.Lock()
+				a.reportEnd(m, st)
+				m.telling.Unlock()
 			}
 		}
 	}
 }
 
-// changed is called after each change of a site, before a switch is answered.
-func (a *App) changed(m *member, before, after *state, source, client string) {
+// learn takes in what there is in storage, as site.learn does, and tells of the change,
+// before a switch is answered. It returns false if that was no news.
+func (a *App) learn(m *member, r *record, err error, by origin) bool {
+	m.telling.Lock()
+	defer m.telling.Unlock()
+	before, after := m.learn(r, err)
+	if after != nil {
+		a.changed(m, before, after, by)
+	}
+	return after != nil
+}
+
+// reportEnd tells once of a maintenance that has ended by itself.
+func (a *App) reportEnd(m *member, st *state) {
+	if st.ended && st.reported.CompareAndSwap(false, true) {
+		a.announce(m, "maintenance disabled", "maintenance_disabled", st, st.record.options, origin{source: "until"})
+	}
+}
+
+// changed tells of a change of a site, and does what it entails.
+func (a *App) changed(m *member, before, after *state, by origin) {
 	if before.kind == loading {
 		return
 	}
+	a.reportEnd(m, before)
+	unknown := before.kind < neverSwitched
 	wasOn, isOn := before.blocks(m.initiallyOn), after.blocks(m.initiallyOn)
-	var message string
 	switch {
-	case before.kind < neverSwitched && source == "sync":
-		message = "state of the site is known again"
-	case isOn && wasOn:
-		message = "maintenance options changed"
+	case unknown && by.source == "sync":
+		a.logChange(m, "state of the site is known again", after, by)
+	case isOn && wasOn && !unknown:
+		a.logChange(m, "maintenance options changed", after, by)
 	case isOn:
-		message = "maintenance enabled"
+		a.announce(m, "maintenance enabled", "maintenance_enabled", after, after.options(), by)
 	case wasOn:
-		message = "maintenance disabled"
-	default:
-		return
+		a.announce(m, "maintenance disabled", "maintenance_disabled", after, before.options(), by)
+	case by.source == "api":
+		a.logChange(m, "maintenance stays off", after, by)
 	}
-	fields := []zap.Field{
-		zap.String("site", m.name),
-		zap.String("state", after.word(m.initiallyOn)),
-		zap.String("source", source),
-	}
-	if client != "" {
-		fields = append(fields, zap.String("client", client))
-	}
-	a.log.Info(message, append(fields, after.fields()...)...)
 	if isOn {
 		m.showPages(after)
 	}
 	if isOn && !wasOn {
 		go logDrained(m)
 	}
+}
+
+// announce logs that a maintenance with these options has begun or ended, and has it
+// emitted.
+func (a *App) announce(m *member, what, event string, st *state, o options, by origin) {
+	a.logChange(m, what, st, by)
+	sites.events.add(newEvent(event, m.name, o, by))
+}
+
+func (a *App) logChange(m *member, what string, st *state, by origin) {
+	fields := []zap.Field{
+		zap.String("site", m.name),
+		zap.String("state", st.word(m.initiallyOn)),
+		zap.String("source", by.source),
+	}
+	if by.client != "" {
+		fields = append(fields, zap.String("client", by.client))
+	}
+	a.log.Info(what, append(fields, st.fields()...)...)
 }
 
 // logDrained says when the last request that was in flight has ended, unless

@@ -807,6 +807,20 @@ func TestChangesAreLogged(t *testing.T) {
 	s.logged(`"maintenance disabled"`, `"site":"shop"`, `"source":"api"`)
 }
 
+// Though the storage has taken longer than the maintenance.
+func TestMaintenanceThatIsOverAtOnceIsLogged(t *testing.T) {
+	s := start(t, "maintenance shop")
+	s.storage.setFault(func(_ context.Context, op, _ string) error {
+		if op == "store" {
+			<-time.After(100 * time.Millisecond)
+		}
+		return nil
+	})
+	s.put("shop", fmt.Sprintf(`{"until": %q}`, time.Now().Add(50*time.Millisecond).Format(time.RFC3339Nano)))
+	s.logged("maintenance stays off", `"source":"api"`, `"client":"127.0.0.1`)
+	s.wantStatus("/", 200)
+}
+
 func TestOpeningAnUnknownSiteIsLogged(t *testing.T) {
 	s := prepare(t)
 	s.storage.set(shopKey, "corrupt")

@@ -53,7 +53,7 @@ func BenchmarkGateOnWithCustomPage(b *testing.B) {
 	}
 }
 
-// What the gate costs a request of a site that is off must stay out of sight
+// G6: What the gate costs a request of a site that is off must stay out of sight
 // of a load test.
 func TestGateThatIsOffAllocatesNextToNothing(t *testing.T) {
 	for name, gate := range map[string]caddyhttp.Handler{

@@ -95,6 +95,7 @@ func (h *Handler) letIn(w http.ResponseWriter, r *http.Request, next caddyhttp.H
 	}
 	if r.Method == http.MethodGet || r.Method == http.MethodHead {
 		if before, secret, ok := splitLink(link); ok && p.isSecret(secret) {
+			h.observe(r, wasBypassed)
 			h.grant(w, r, before, p.cookie(h.site.name, secret))
 			return true, nil
 		}
@@ -102,6 +103,7 @@ func (h *Handler) letIn(w http.ResponseWriter, r *http.Request, next caddyhttp.H
 	if !h.hasPass(r, p) {
 		return false, nil
 	}
+	h.observe(r, wasBypassed)
 	// The cookie does not go on, and the site may have another gate behind this.
 	caddyhttp.SetVar(r.Context(), h.cookieName, p)
 	err := h.goOn(newUncached(w), r, next)

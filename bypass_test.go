@@ -470,6 +470,7 @@ func TestNeitherSecretNorCookieIsTold(t *testing.T) {
 	answers += s.api("PUT", "/maintenance/shop", withSecret).body
 	s.storage.setFault(nil)
 	answers += s.api("GET", "/maintenance", "").body
+	answers += s.api("GET", "/metrics", "").body
 	s.reload(app.directives("log\nmaintenance shop"))
 	answers += s.api("DELETE", "/maintenance/shop", "").body
 

@@ -73,10 +73,14 @@ func (p *passage) serve(r *http.Request, next caddyhttp.Handler) error {
 
 // cut ends the request if it heeds its context, which proxied ones do within
 // milliseconds. The cause is not one of our own: reverse_proxy would take that for
-// a failure of the upstream.
-func (p *passage) cut() {
-	p.writer.cut()
+// a failure of the upstream. It reports whether it is the first to cut off a request
+// that has not ended.
+func (p *passage) cut() bool {
+	first := p.writer.cut()
 	p.context.cancel()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return first && !p.ended
 }
 
 // cutConnection ends the request if it waits for its client: to send the rest of
@@ -161,10 +165,9 @@ const (
 	answered // by a gate further inside, which has cut the request off: it is not cut again
 )
 
-func (w *passageWriter) cut() {
-	if !w.progress.CompareAndSwap(nothingSent, cutBefore) {
-		w.progress.CompareAndSwap(headerSent, cutAfter)
-	}
+// cut reports whether this was the first.
+func (w *passageWriter) cut() bool {
+	return w.progress.CompareAndSwap(nothingSent, cutBefore) || w.progress.CompareAndSwap(headerSent, cutAfter)
 }
 
 // begin reports whether there may be sent more.

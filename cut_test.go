@@ -485,7 +485,7 @@ func TestUploadUnderWayGetsThePage(t *testing.T) {
 	}
 }
 
-// G2: An upgrade that comes too late is none.
+// An upgrade that comes too late is none.
 func TestUpgradeAfterTheCutGetsThePage(t *testing.T) {
 	arrived := make(chan struct{})
 	s := start(t, "maintenance shop\n"+testApp(t, func(w http.ResponseWriter, r *http.Request) error {
@@ -968,6 +968,18 @@ func (s *site) remembered() (n int) {
 		s.passages[i].mu.Unlock()
 	}
 	return n
+}
+
+// holdsInFlight fails the test if another number of requests is in flight before that
+// time has passed.
+func (s *server) holdsInFlight(d time.Duration, n int64) {
+	s.t.Helper()
+	for end := time.Now().Add(d); time.Now().Before(end); <-time.After(10 * time.Millisecond) {
+		if got := siteNamed("shop").inFlight.Load(); got != n {
+			s.t.Errorf("%d in flight, want %d", got, n)
+			return
+		}
+	}
 }
 
 func (s *server) awaitInFlight(n int64) {

@@ -1810,15 +1810,30 @@ func (s *server) validate(directives string) error {
 // failLate loads a config that fails when all its apps have started.
 func (s *server) failLate(directives string) {
 	s.t.Helper()
+	err := s.loadWith(directives, `"admin":{`,
+		`"admin":{"identity":{"identifiers":["localhost"],"issuers":[{"module":"internal"}]},"remote":{"access_control":[{"public_keys":["broken"]}]},`)
+	if err == nil || !strings.Contains(err.Error(), "remote admin") {
+		s.t.Fatalf("got %v, want an error of the remote admin endpoint", err)
+	}
+}
+
+// failEarly loads a config that fails before any of its handlers is set up.
+func (s *server) failEarly(directives string) {
+	s.t.Helper()
+	err := s.loadWith(directives, `"apps":{`, `"apps":{"tls":{"automation":{"policies":[{"issuers":[{"module":"unheard of"}]}]}},`)
+	if err == nil || !strings.Contains(err.Error(), "unheard of") {
+		s.t.Fatalf("got %v, want an error of the tls app", err)
+	}
+}
+
+// loadWith loads a config in which something has been replaced.
+func (s *server) loadWith(directives, old, replacement string) error {
+	s.t.Helper()
 	config, _, err := caddyconfig.GetAdapter("caddyfile").Adapt([]byte(s.caddyfile(directives)), nil)
 	if err != nil {
 		s.t.Fatal(err)
 	}
-	broken := strings.Replace(string(config), `"admin":{`,
-		`"admin":{"identity":{"identifiers":["localhost"],"issuers":[{"module":"internal"}]},"remote":{"access_control":[{"public_keys":["broken"]}]},`, 1)
-	if err := caddy.Load([]byte(broken), true); err == nil || !strings.Contains(err.Error(), "remote admin") {
-		s.t.Fatalf("got %v, want an error of the remote admin endpoint", err)
-	}
+	return caddy.Load([]byte(strings.Replace(string(config), old, replacement, 1)), true)
 }
 
 // What is in storage

@@ -178,6 +178,9 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 	}
 	state, p := h.site.admit(w, r, h.initiallyOn)
 	if p != nil {
+		if replacer, ok := r.Context().Value(caddy.ReplacerCtxKey).(*caddy.Replacer); ok {
+			replacer.Map(noOutcome)
+		}
 		return h.serveAdmitted(p, r, next)
 	}
 	return h.serveClosed(w, r, next, state)
@@ -194,6 +197,7 @@ func (h *Handler) serveClosed(w http.ResponseWriter, r *http.Request, next caddy
 				return err
 			}
 			if bypassed {
+				h.observe(r, wasBypassed)
 				return h.goOn(w, r, next)
 			}
 		}
@@ -202,18 +206,22 @@ func (h *Handler) serveClosed(w http.ResponseWriter, r *http.Request, next caddy
 		}
 		switch hold.wait(w, r, st) {
 		case blocked:
+			h.observe(r, wasBlocked)
 			h.respond(w, r, st, retryAfterSeconds(st.options(), time.Duration(h.RetryAfter)))
 			return nil
 		case stopped:
+			h.observe(r, wasBlocked)
 			h.respond(w, r, st, 1)
 			return nil
 		case left:
+			logAs(r, "held")
 			w.WriteHeader(statusClientLeft)
 			return nil
 		case reopened:
 		}
 		var p *passage
 		if st, p = h.site.admit(w, r, h.initiallyOn); p != nil {
+			h.observe(r, wasReleased)
 			return h.serveAdmitted(p, r, next)
 		}
 	}
@@ -239,7 +247,11 @@ func (h *Handler) serveAdmitted(p *passage, r *http.Request, next caddyhttp.Hand
 // error goes on to the site's error routes, which may proxy it again, and ends when
 // the server cancels its context.
 func (h *Handler) passOn(p *passage, r *http.Request, next caddyhttp.Handler) (cut bool, err error) {
+	returned := false
 	defer func() {
+		if cut || !returned && p.writer.progress.Load() == cutAfter {
+			h.observe(r, wasTerminated)
+		}
 		if err != nil {
 			p.letGo()
 			context.AfterFunc(serverContext(p.context.parent), func() { h.site.leave(p) })
@@ -258,6 +270,7 @@ func (h *Handler) passOn(p *passage, r *http.Request, next caddyhttp.Handler) (c
 		abandon(p.writer.ResponseWriter, body)
 		panic(http.ErrAbortHandler) // what has been sent must not look complete
 	}
+	returned = true
 	return false, err
 }
 

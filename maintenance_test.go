@@ -188,6 +188,8 @@ func TestCountSurvivesPanicsOfTheApp(t *testing.T) {
 // Harness
 
 func TestMain(m *testing.M) {
+	caddy.RegisterModule(new(eventHandler))
+	runAsCaddy()
 	dir, err := os.MkdirTemp("", "maintenance")
 	if err != nil {
 		panic(err)
@@ -441,12 +443,16 @@ var client = &http.Client{
 	Timeout: time.Minute,
 }
 
-// freeAddress returns an address that nothing listens on. Systems take the ports of
-// outgoing connections from above this range, and the other tests' are above it too.
+// freeAddress returns an address that nothing listens on, and that is not given out
+// again: Caddy would share it. Systems take the ports of outgoing connections from above
+// this range, and the other tests' are above it too.
 func freeAddress(t *testing.T) string {
 	t.Helper()
 	for range 1000 {
 		address := fmt.Sprintf("127.0.0.1:%d", 10000+rand.IntN(10000))
+		if _, given := givenAddresses.LoadOrStore(address, true); given {
+			continue
+		}
 		if listener, err := net.Listen("tcp", address); err == nil {
 			listener.Close()
 			return address
@@ -455,6 +461,8 @@ func freeAddress(t *testing.T) string {
 	t.Fatal("no port is free")
 	return ""
 }
+
+var givenAddresses sync.Map
 
 // eventually tries until there is no error, or too much time has gone by.
 func eventually(t *testing.T, try func() error) {

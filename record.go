@@ -250,8 +250,11 @@ func (o *options) seal(site string, before *pass) {
 
 // hold returns how long requests are held, 0 if they are not.
 func (o options) hold() time.Duration {
+	if o.Hold == "" {
+		return 0 // without the cost of an error, for this is asked for each blocked request
+	}
 	d, err := caddy.ParseDuration(o.Hold)
-	if o.Hold == "" || err != nil {
+	if err != nil {
 		return 0
 	}
 	return min(max(d, 0), maxHold)

@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"go.uber.org/zap"
+
+	"github.com/caddyserver/caddy/v2"
 )
 
 // sites holds every site that a loaded config refers to or that has a request
@@ -18,6 +20,9 @@ var sites = sitePool{byName: make(map[string]*site)}
 type sitePool struct {
 	mu     sync.Mutex
 	byName map[string]*site
+
+	events   eventQueue
+	lastSync atomic.Pointer[time.Time]
 }
 
 // acquire returns the site of that name, which the caller must release. One
@@ -81,11 +86,14 @@ type site struct {
 	_        [56]byte
 	idle     atomic.Pointer[chan struct{}] // closed when inFlight reaches 0; nil while nobody waits
 	held     atomic.Int64                  // requests that wait for the end of a maintenance
+	requests [len(outcomes)]atomic.Int64   // how many, by what has been done to them
 
 	passages crowds // the admitted requests
 
 	cutting  sync.Mutex
 	cutTimer *time.Timer // until what is in flight is cut off, if it is to be; guarded by cutting
+
+	telling sync.Mutex // others are told of changes in the order in which they come
 
 	orphaned atomic.Bool // no handler is left
 	refs     int         // handlers and switches under way; guarded by the pool
@@ -246,11 +254,23 @@ func (s *site) cut() {
 	if now := s.state.Load(); !now.closed() || !now.closedAt.Equal(st.closedAt) {
 		return // some of them may have been admitted since
 	}
+	terminated := 0
 	for _, p := range passages {
-		p.cut()
+		if p.cut() {
+			terminated++
+		}
+	}
+	if terminated > 0 {
+		s.requests[wasTerminated].Add(int64(terminated))
+		caddy.Log().Named("maintenance").Info("cut off what was still in flight", zap.String("site", s.name), zap.Int("requests", terminated))
 	}
 	end := time.Now().Add(2 * cutGrace)
 	time.AfterFunc(cutGrace, func() { cutConnections(passages, end) })
+}
+
+// heldNow is how many requests are held.
+func (s *site) heldNow() int64 {
+	return min(s.held.Load(), maxHeld) // one that finds no place is counted for a moment
 }
 
 // learn takes in what there is in storage: a record, none, or an error where it
@@ -258,7 +278,7 @@ func (s *site) cut() {
 // was no news.
 func (s *site) learn(r *record, err error) (before, after *state) {
 	for {
-		st := s.state.Load()
+		st := s.current()
 		next := st.after(r, err)
 		if next == nil {
 			return nil, nil

@@ -168,3 +168,13 @@ func TestContextOfAPassage(t *testing.T) {
 		}
 	}
 }
+
+// What comes to be known after the end of a maintenance does not hide that it has ended.
+func TestEndComesBeforeWhatIsLearnedAfterIt(t *testing.T) {
+	shop := newSite("shop")
+	shop.learn(&record{Version: 1, Enabled: true, options: options{Until: time.Now().Add(10 * time.Millisecond)}}, nil)
+	<-time.After(20 * time.Millisecond)
+	if before, _ := shop.learn(&record{Version: 2, Enabled: true}, nil); before.blocks(false) {
+		t.Error("the site was still closed when it was switched on again")
+	}
+}

@@ -1,0 +1,107 @@
+package maintenance
+
+import (
+	"context"
+	"sync"
+	"time"
+
+	"go.uber.org/zap"
+
+	"github.com/caddyserver/caddy/v2"
+)
+
+// event is what handlers of the events app are told when a maintenance has begun or
+// ended.
+type event struct {
+	name     string
+	data     map[string]any
+	answered <-chan struct{} // closed when the client that made the change has its answer; nil if there is none
+}
+
+// newEvent returns the event of a maintenance with these options.
+func newEvent(name, site string, o options, by origin) event {
+	until := ""
+	if !o.Until.IsZero() {
+		until = o.Until.Format(time.RFC3339)
+	}
+	return event{
+		name:     name,
+		data:     map[string]any{"site": site, "message": o.Message, "until": until, "source": by.source},
+		answered: by.answered,
+	}
+}
+
+// eventQueue holds events until they have been emitted. Handlers may take as long as
+// they like, so whoever changes a site does not wait for them.
+type eventQueue struct {
+	mu     sync.Mutex
+	events []event // the first is being emitted
+}
+
+func (q *eventQueue) add(e event) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.events = append(q.events, e)
+	if len(q.events) == 1 {
+		go q.emit()
+	}
+}
+
+// emit emits each event, until there are no more.
+func (q *eventQueue) emit() {
+	for {
+		q.mu.Lock()
+		e := q.events[0]
+		q.mu.Unlock()
+		e.emit()
+		q.mu.Lock()
+		q.events = q.events[1:]
+		done := len(q.events) == 0
+		q.mu.Unlock()
+		if done {
+			return
+		}
+	}
+}
+
+// maxEventTime is how long the handlers of an event may take before the next one is
+// emitted.
+const maxEventTime = time.Minute
+
+// emit tells the handlers of the config that runs by then. A reload does not end that,
+// and what becomes of a handler is not Caddy's end.
+func (e event) emit() {
+	timer := time.NewTimer(maxEventTime)
+	defer timer.Stop()
+	if e.answered != nil {
+		select {
+		case <-e.answered:
+		case <-timer.C: // the client does not take it
+			timer.Reset(maxEventTime)
+		}
+	}
+	app, err := runningApp()
+	if err != nil || app.events == nil {
+		return
+	}
+	log := caddy.Log().Named("maintenance").With(zap.String("event", e.name), zap.Any("site", e.data["site"]))
+	ctx := app.ctx
+	var cancel context.CancelFunc
+	ctx.Context, cancel = context.WithTimeout(context.WithoutCancel(app.ctx), maxEventTime)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		defer cancel()
+		defer func() {
+			if reason := recover(); reason != nil {
+				log.Error("event handler has panicked", zap.Any("reason", reason), zap.Stack("stack"))
+			}
+		}()
+		app.events.Emit(ctx, e.name, e.data)
+	}()
+	select {
+	case <-done:
+	case <-timer.C:
+		log.Warn("event handlers have not returned; they are not waited for any longer", zap.Duration("after", maxEventTime))
+	}
+}

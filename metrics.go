@@ -1,0 +1,90 @@
+package maintenance
+
+import (
+	"errors"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/caddyserver/caddy/v2"
+)
+
+// metrics are those of the running config's sites, whichever config's registry they
+// are asked from: after a reload that failed, Caddy's admin endpoint has that of the
+// failed one.
+type metrics struct {
+	enabled, since, inFlight, held, requests, lastSync *prometheus.Desc
+}
+
+// registerMetrics adds the metrics to the config's registry, if they are not there.
+func registerMetrics(ctx caddy.Context) error {
+	registry := ctx.GetMetricsRegistry()
+	if registry == nil {
+		return nil
+	}
+	site := []string{"site"}
+	err := registry.Register(&metrics{
+		enabled: prometheus.NewDesc("caddy_maintenance_enabled",
+			"Whether the site's requests are blocked: 1 if it is in maintenance or its state is unknown, 0 if not.", site, nil),
+		since: prometheus.NewDesc("caddy_maintenance_since_timestamp_seconds",
+			"Unix time since when the site is in maintenance, or open. Absent if it was never switched or its state is unknown.", site, nil),
+		inFlight: prometheus.NewDesc("caddy_maintenance_in_flight_requests",
+			"Requests that were let in and have not ended.", site, nil),
+		held: prometheus.NewDesc("caddy_maintenance_held_requests",
+			"Requests that wait for the end of the maintenance.", site, nil),
+		requests: prometheus.NewDesc("caddy_maintenance_requests_total",
+			"Requests that a maintenance has blocked, let bypass, released from hold or terminated.", []string{"site", "outcome"}, nil),
+		lastSync: prometheus.NewDesc("caddy_maintenance_last_sync_timestamp_seconds",
+			"Unix time when the storage was last looked at for switches of other instances. Absent if that is turned off.", nil, nil),
+	})
+	if known := (prometheus.AlreadyRegisteredError{}); errors.As(err, &known) {
+		return nil
+	}
+	return err
+}
+
+// Describe implements prometheus.Collector.
+func (m *metrics) Describe(descs chan<- *prometheus.Desc) {
+	for _, desc := range []*prometheus.Desc{m.enabled, m.since, m.inFlight, m.held, m.requests, m.lastSync} {
+		descs <- desc
+	}
+}
+
+// Collect implements prometheus.Collector.
+func (m *metrics) Collect(values chan<- prometheus.Metric) {
+	app, err := runningApp()
+	if err != nil {
+		return // Caddy is starting
+	}
+	gauge := func(desc *prometheus.Desc, value float64, labels ...string) {
+		values <- prometheus.MustNewConstMetric(desc, prometheus.GaugeValue, value, labels...)
+	}
+	for _, site := range app.sorted() {
+		st := site.current()
+		if st.kind == loading {
+			continue
+		}
+		enabled := 0.0
+		if st.blocks(site.initiallyOn) {
+			enabled = 1
+		}
+		gauge(m.enabled, enabled, site.name)
+		if since := st.since(); !since.IsZero() {
+			gauge(m.since, seconds(since), site.name)
+		}
+		gauge(m.inFlight, float64(site.inFlight.Load()), site.name)
+		gauge(m.held, float64(site.heldNow()), site.name)
+		for o, name := range outcomes {
+			values <- prometheus.MustNewConstMetric(m.requests, prometheus.CounterValue,
+				float64(site.requests[o].Load()), site.name, name)
+		}
+	}
+	if last := sites.lastSync.Load(); last != nil && len(app.members) > 0 && app.SyncInterval > 0 {
+		gauge(m.lastSync, seconds(*last))
+	}
+}
+
+func seconds(t time.Time) float64 { return float64(t.UnixMilli()) / 1000 }
+
+// Interface guard
+var _ prometheus.Collector = (*metrics)(nil)
