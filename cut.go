@@ -76,11 +76,12 @@ func (p *passage) serve(r *http.Request, next caddyhttp.Handler) error {
 // a failure of the upstream. It reports whether it is the first to cut off a request
 // that has not ended.
 func (p *passage) cut() bool {
+	p.mu.Lock()
+	ended := p.ended
+	p.mu.Unlock()
 	first := p.writer.cut()
 	p.context.cancel()
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return first && !p.ended
+	return first && !ended
 }
 
 // cutConnection ends the request if it waits for its client: to send the rest of
