@@ -189,6 +189,7 @@ func TestCountSurvivesPanicsOfTheApp(t *testing.T) {
 
 func TestMain(m *testing.M) {
 	caddy.RegisterModule(new(eventHandler))
+	caddy.RegisterModule(new(faultyStorage))
 	runAsCaddy()
 	dir, err := os.MkdirTemp("", "maintenance")
 	if err != nil {

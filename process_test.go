@@ -100,6 +100,25 @@ func (p *process) start() {
 	})
 }
 
+// reload loads a config with that mark, and returns when it serves.
+func (p *process) reload(mark string) error {
+	got, err := try(http.MethodPost, "http://"+p.admin+"/load", p.caddyfile(mark), http.Header{"Content-Type": {"text/caddyfile"}})
+	if err == nil && got.StatusCode != http.StatusOK {
+		err = errors.New(got.body)
+	}
+	if err != nil {
+		return err
+	}
+	eventually(p.t, func() error {
+		got, err := try(http.MethodGet, p.url, "", nil)
+		if err == nil && got.Header.Get("X-Config") != mark {
+			err = fmt.Errorf("the config is %s, want %s", got.Header.Get("X-Config"), mark)
+		}
+		return err
+	})
+	return nil
+}
+
 // kill ends the process as kill -9 does.
 func (p *process) kill() {
 	if p.running != nil {
