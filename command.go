@@ -196,10 +196,8 @@ func (c *command) collectOptions(now time.Time) error {
 	if clock, err := time.Parse("15:04", c.until); err == nil {
 		c.until = nextTime(now, clock.Hour(), clock.Minute()).Format(time.RFC3339)
 	}
-	if c.makeSecret {
-		if c.changed("bypass-secret") {
-			return errors.New("--bypass-secret gives a secret and --with-bypass-secret makes one; give one of them")
-		}
+	if c.makeSecret && c.changed("bypass-secret") {
+		return errors.New("--bypass-secret gives a secret and --with-bypass-secret makes one; give one of them")
 	}
 	for _, option := range []struct{ flag, name, value string }{
 		{"message", "message", c.message},
