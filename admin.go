@@ -48,25 +48,46 @@ func (a adminAPI) Routes() []caddy.AdminRoute {
 }
 
 func (a adminAPI) serve(w http.ResponseWriter, r *http.Request) error {
-	app, err := runningApp()
-	if err != nil {
-		return err
-	}
 	if err := checkQuery(r); err != nil {
 		return err
 	}
 	name := strings.Trim(strings.TrimPrefix(r.URL.Path, adminPath), "/")
 	if name == "" {
-		return a.serveAll(w, r, app)
+		return a.serveAll(w, r)
 	}
-	m, err := app.find(name)
+	// The body may take as long as its client likes, and the config change meanwhile.
+	body, err := readBody(w, r)
 	if err != nil {
 		return err
 	}
+	app, m, err := retainSite(name)
+	if err != nil {
+		return err
+	}
+	defer sites.release(m.site)
 	if err := m.ready(r.Context()); err != nil {
 		return err
 	}
-	return a.serveSite(w, r, app, m)
+	return a.serveSite(w, r, app, m, body)
+}
+
+// retainSite returns the running config's site of that name, which the caller must
+// release. Until then no reload makes the site another one.
+func retainSite(name string) (*App, *member, error) {
+	for {
+		app, err := runningApp()
+		if err != nil {
+			return nil, nil, err
+		}
+		m, err := app.find(name)
+		if err != nil {
+			return nil, nil, err
+		}
+		if sites.retain(m.site) {
+			return app, m, nil
+		}
+		// The config has been replaced in between; look at the one that runs now.
+	}
 }
 
 // checkQuery refuses what would be ignored: a wait that is misspelt, or options
@@ -132,7 +153,11 @@ func methodNotAllowed(w http.ResponseWriter, r *http.Request, allowed string) er
 	}
 }
 
-func (adminAPI) serveAll(w http.ResponseWriter, r *http.Request, app *App) error {
+func (adminAPI) serveAll(w http.ResponseWriter, r *http.Request) error {
+	app, err := runningApp()
+	if err != nil {
+		return err
+	}
 	if r.Method != http.MethodGet {
 		return methodNotAllowed(w, r, "GET")
 	}
@@ -149,15 +174,15 @@ func (adminAPI) serveAll(w http.ResponseWriter, r *http.Request, app *App) error
 	return writeJSON(w, list)
 }
 
-func (adminAPI) serveSite(w http.ResponseWriter, r *http.Request, app *App, m *member) error {
+func (adminAPI) serveSite(w http.ResponseWriter, r *http.Request, app *App, m *member, body []byte) error {
 	var err error
 	switch r.Method {
 	case http.MethodGet:
 		err = wait(r, m)
 	case http.MethodPut:
-		err = app.put(w, r, m)
+		err = app.put(r, m, body)
 	case http.MethodPatch:
-		err = app.patch(w, r, m)
+		err = app.patch(r, m, body)
 	case http.MethodDelete:
 		err = app.switchSite(m, fromClient(r), func(st *state) (*change, error) { return turnOff(st, m.initiallyOn), nil })
 	default:
@@ -175,11 +200,7 @@ func fromClient(r *http.Request) origin {
 }
 
 // put turns the site on with the options given, and no others.
-func (a *App) put(w http.ResponseWriter, r *http.Request, m *member) error {
-	body, err := readBody(w, r)
-	if err != nil {
-		return err
-	}
+func (a *App) put(r *http.Request, m *member, body []byte) error {
 	if len(body) == 0 {
 		body = []byte("{}")
 	}
@@ -193,11 +214,7 @@ func (a *App) put(w http.ResponseWriter, r *http.Request, m *member) error {
 }
 
 // patch changes the options given of a site that is on.
-func (a *App) patch(w http.ResponseWriter, r *http.Request, m *member) error {
-	body, err := readBody(w, r)
-	if err != nil {
-		return err
-	}
+func (a *App) patch(r *http.Request, m *member, body []byte) error {
 	if _, err := parseOptions(options{}, body); err != nil {
 		return badRequest(err)
 	}
@@ -253,7 +270,11 @@ const (
 	maxWait = 30 * time.Second
 )
 
+// readBody reads the body of a switch; other requests have none.
 func readBody(w http.ResponseWriter, r *http.Request) ([]byte, error) {
+	if r.Method != http.MethodPut && r.Method != http.MethodPatch {
+		return nil, nil
+	}
 	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody))
 	if tooLarge := new(http.MaxBytesError); errors.As(err, &tooLarge) {
 		return nil, caddy.APIError{

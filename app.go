@@ -64,7 +64,15 @@ type App struct {
 type member struct {
 	*site
 	initiallyOn bool
-	pages       []*shownPage // of all its handlers
+	pages       []*shownPage          // of all its handlers
+	readError   atomic.Pointer[error] // why the record could not be read last time, nil if it could
+	toRead      atomic.Bool           // the record is to be read at the next look for switches
+}
+
+// isRead reports whether the record could be read last time, and told something.
+func (m *member) isRead() bool {
+	kind := m.current().kind
+	return m.readError.Load() == nil && kind != unknown && kind != corrupt
 }
 
 // awaitDrained returns true as soon as the site is closed and nothing is in
@@ -97,6 +105,8 @@ const (
 	storageTimeout = 10 * time.Second
 
 	maxReads = 32
+
+	maxLoggedSites = 10 // in one line of the log
 
 	// switchKey holds a random value that is replaced after each switch.
 	switchKey = "maintenance/last_switch"
@@ -224,14 +234,17 @@ func (a *App) join(name string, initiallyOn bool) (*member, error) {
 	if ok && m.initiallyOn != initiallyOn {
 		return nil, fmt.Errorf("initial_state: one handler of site %s says on and another does not; all of them must", name)
 	}
-	s, toLoad := sites.acquire(name)
-	if !ok {
-		m = &member{site: s, initiallyOn: initiallyOn}
-		a.members[name] = m
+	s := sites.acquire(name)
+	if ok {
+		return m, nil
 	}
-	if toLoad {
-		a.fetch(m, func(_ *record, err error) {
-			if err != nil && m.current().kind < neverSwitched && a.ctx.Err() == nil {
+	m = &member{site: s, initiallyOn: initiallyOn}
+	a.members[name] = m
+	if s.current().kind == loading {
+		// Also if another config reads it already: that one's storage may go with it. The
+		// read goes on when this config ends, for others may wait for the same site.
+		a.fetch(context.WithoutCancel(a.ctx), m, func(_ *record, err error) {
+			if kind := m.current().kind; err != nil && (kind == unknown || kind == corrupt) {
 				a.log.Error("state of the site cannot be read; its requests are blocked until it can be, or until the site is switched",
 					zap.String("site", name), zap.Error(err))
 			}
@@ -311,15 +324,27 @@ func await(ctx context.Context, result <-chan readResult) ([]byte, error) {
 }
 
 // fetch begins to read the record of a site, and tells done what there is when
-// the site has learned of it.
-func (a *App) fetch(m *member, done func(*record, error)) {
-	ctx, cancel := a.patience()
+// the site has learned of it. Of a read that fails the site learns only if no other is
+// under way: a config that ends fails its reads, and tells nothing about the record.
+func (a *App) fetch(ctx context.Context, m *member, done func(*record, error)) {
+	m.reading.Add(1)
+	ctx, cancel := patience(ctx)
 	result := a.read(ctx, recordKey(m.name))
 	go func() {
 		defer cancel()
 		raw, err := await(ctx, result)
-		if ctx.Err() != nil {
+		if errors.Is(context.Cause(ctx), errStorageSilent) {
 			a.gaveUp.Store(true)
+		}
+		last := m.reading.Add(-1) == 0
+		if err == nil || errors.Is(err, fs.ErrNotExist) {
+			m.readError.Store(nil)
+		} else {
+			m.readError.Store(&err)
+		}
+		if err != nil && !errors.Is(err, fs.ErrNotExist) && !last {
+			done(nil, err)
+			return
 		}
 		done(a.takeIn(m, raw, err))
 	}()
@@ -352,7 +377,7 @@ func (a *App) takeIn(m *member, raw []byte, err error) (*record, error) {
 func (a *App) follow() {
 	f := follower{App: a}
 	f.sync()
-	a.warnOfSitesThatAreOn()
+	go a.warnOfSitesThatAreOn()
 	interval := time.Duration(a.SyncInterval)
 	if interval < 0 {
 		interval = defaultSyncInterval // for what could not be read yet
@@ -374,35 +399,21 @@ func (a *App) follow() {
 // follower is how far an instance has followed the others.
 type follower struct {
 	*App
-	marker  string    // the value of switchKey whose switches are known
-	reread  time.Time // when all records were last read
-	failing bool      // the storage could not be read last time
+	marker     string    // the value of switchKey whose switches are known
+	reread     time.Time // when all records were last read
+	failing    bool      // the storage could not be read last time
+	unreadable []string  // the sites whose record could not be read last time, as logged
 }
 
 // sync reads all records again if another instance has switched a site or a
-// minute has gone by, else one value and what could not be read before.
+// minute has gone by, else one value and the records that could not be read before. It
+// waits for no record, so that one that cannot be read holds up no other.
 func (f *follower) sync() {
 	f.gaveUp.Store(false)
 	began := time.Now()
 	marker, err := f.readMarker()
-	due := f.reread.IsZero()
-	if f.SyncInterval > 0 {
-		due = due || marker != f.marker || began.Sub(f.reread) >= maxSyncInterval
-	}
-	switch {
-	case err != nil:
-	case due:
-		if err = f.rereadEach(f.sorted()); err == nil {
-			f.reread, f.marker = began, marker
-		}
-	default:
-		err = f.rereadEach(f.unread())
-	}
 	if f.ctx.Err() != nil {
 		return
-	}
-	if err == nil {
-		sites.lastSync.Store(&began)
 	}
 	switch {
 	case err != nil && !f.failing:
@@ -410,7 +421,31 @@ func (f *follower) sync() {
 	case err == nil && f.failing:
 		f.log.Info("storage can be read again; other instances are followed")
 	}
-	f.failing = err != nil
+	if f.failing = err != nil; f.failing {
+		return
+	}
+	due := f.reread.IsZero()
+	if f.SyncInterval > 0 {
+		due = due || marker != f.marker || began.Sub(f.reread) >= maxSyncInterval
+	}
+	if due {
+		f.reread, f.marker = began, marker
+	}
+	for _, m := range f.members {
+		if due {
+			m.toRead.Store(true)
+		}
+		// A read that began before the switch may return what was there before it.
+		if (m.toRead.Load() || !m.isRead()) && m.reading.Load() == 0 {
+			m.toRead.Store(false)
+			f.rereadOne(m)
+		}
+	}
+	if f.ctx.Err() != nil {
+		return
+	}
+	sites.lastSync.Store(&began)
+	f.logUnreadable()
 }
 
 // readMarker reads what changes with each switch, unless sync is off.
@@ -418,7 +453,7 @@ func (a *App) readMarker() (string, error) {
 	if a.SyncInterval < 0 {
 		return "", nil
 	}
-	ctx, cancel := a.patience()
+	ctx, cancel := patience(a.ctx)
 	defer cancel()
 	marker, err := await(ctx, a.read(ctx, switchKey))
 	if errors.Is(err, fs.ErrNotExist) {
@@ -427,54 +462,56 @@ func (a *App) readMarker() (string, error) {
 	return string(marker), err
 }
 
-// rereadEach reads the records of sites, and writes those again that the
-// storage has lost or holds in an older version.
-func (a *App) rereadEach(members []*member) error {
-	var (
-		wg     sync.WaitGroup
-		mu     sync.Mutex
-		failed error
-	)
-	for _, m := range members {
-		wg.Add(1)
-		a.fetch(m, func(r *record, err error) {
-			defer wg.Done()
-			switch {
-			case err != nil && !errors.Is(err, errCorrupt):
-				mu.Lock()
-				defer mu.Unlock()
-				failed = err
-			case m.current().newerThan(r):
-				a.restore(m)
-			}
-		})
-	}
-	wg.Wait()
-	return failed
+// rereadOne begins to read the record of a site. It has the record written again that
+// the storage has lost or holds in an older version.
+func (a *App) rereadOne(m *member) {
+	a.fetch(a.ctx, m, func(r *record, err error) {
+		if (err == nil || errors.Is(err, errCorrupt)) && m.current().newerThan(r) && !a.restore(m) {
+			m.toRead.Store(true)
+		}
+	})
 }
 
-// unread returns the sites whose records could not be read.
-func (a *App) unread() []*member {
-	var list []*member
-	for _, m := range a.members {
-		if m.current().kind < neverSwitched {
-			list = append(list, m)
+// logUnreadable logs which sites stay as they are because their records cannot be
+// read, once. Those that are unknown for that reason have been logged when they were.
+func (f *follower) logUnreadable() {
+	var names []string
+	var why error
+	for _, m := range f.members {
+		if err := m.readError.Load(); err != nil && m.current().kind >= neverSwitched {
+			names, why = append(names, m.name), *err
 		}
 	}
-	return list
+	slices.Sort(names)
+	switch before := f.unreadable; {
+	case slices.Equal(names, before):
+	case len(names) == 0:
+		f.log.Info("records of all sites can be read again")
+	case slices.ContainsFunc(names, func(name string) bool { return !slices.Contains(before, name) }):
+		f.log.Warn("records of some sites cannot be read; these sites stay as they are, and switches of other instances are followed for all others",
+			zap.Int("count", len(names)), zap.Strings("sites", names[:min(len(names), maxLoggedSites)]), zap.Error(why))
+	}
+	f.unreadable = names
 }
 
-// restore stores the state in memory again. It leaves that to a switch if one
-// is under way.
-func (a *App) restore(m *member) {
+// restore begins to store the state in memory again. It does nothing and returns
+// false if a switch is under way, which stores one itself.
+func (a *App) restore(m *member) (begun bool) {
+	if !sites.retain(m.site) {
+		return false
+	}
 	select {
 	case m.switching <- struct{}{}:
 	default:
-		return
+		sites.release(m.site)
+		return false
 	}
 	go func() {
-		defer func() { <-m.switching }()
-		ctx, cancel := a.patience()
+		defer func() {
+			<-m.switching
+			sites.release(m.site)
+		}()
+		ctx, cancel := patience(a.ctx)
 		defer cancel()
 		raw, err := a.storage.Load(ctx, recordKey(m.name))
 		r, err := a.takeIn(m, raw, err)
@@ -488,6 +525,7 @@ func (a *App) restore(m *member) {
 		}
 		a.log.Warn("state of the site was missing from storage, or an older one was there; it has been written again", zap.String("site", m.name))
 	}()
+	return true
 }
 
 // store stores a record, and then what tells other instances to look for it.
@@ -498,9 +536,9 @@ func (a *App) store(ctx context.Context, m *member, r *record) error {
 	return a.storage.Store(ctx, switchKey, []byte(rand.Text()))
 }
 
-// patience is how long to wait for the storage, or until the config ends.
-func (a *App) patience() (context.Context, context.CancelFunc) {
-	return context.WithTimeoutCause(a.ctx, storageTimeout, errStorageSilent)
+// patience is how long to wait for the storage, or until ctx ends.
+func patience(ctx context.Context) (context.Context, context.CancelFunc) {
+	return context.WithTimeoutCause(ctx, storageTimeout, errStorageSilent)
 }
 
 // Switching
@@ -529,7 +567,7 @@ func (a *App) switchSite(m *member, by origin, decide func(*state) (*change, err
 		}
 	}
 
-	sites.retain(m.site) // a reload may drop it meanwhile, and another bring it back
+	sites.retain(m.site) // the switch may go on when its client has been answered
 	done := make(chan error, 1)
 	go func() {
 		defer func() {
@@ -548,7 +586,7 @@ func (a *App) switchSite(m *member, by origin, decide func(*state) (*change, err
 }
 
 func (a *App) carryOut(m *member, by origin, decide func(*state) (*change, error)) error {
-	ctx, cancel := context.WithTimeoutCause(context.Background(), storageTimeout, errStorageSilent)
+	ctx, cancel := patience(context.Background())
 	defer cancel()
 	for {
 		raw, err := a.storage.Load(ctx, recordKey(m.name))
@@ -710,6 +748,9 @@ func logDrained(m *member) {
 // warnOfSitesThatAreOn keeps a maintenance from being forgotten.
 func (a *App) warnOfSitesThatAreOn() {
 	for _, m := range a.sorted() {
+		if m.ready(a.ctx) != nil {
+			return
+		}
 		if st := m.current(); st.on(m.initiallyOn) {
 			a.log.Warn("site is still in maintenance; `caddy maintenance off "+m.name+"` ends it",
 				append(st.fields(), zap.String("site", m.name))...)

@@ -1,9 +1,11 @@
 package maintenance
 
 import (
+	"bufio"
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"net/http"
 	"os"
 	"runtime"
@@ -15,6 +17,7 @@ import (
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/caddyconfig"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 )
 
 const shopKey = "maintenance/sites/shop.json"
@@ -233,6 +236,46 @@ func TestConfigLoadsWhileStorageHangs(t *testing.T) {
 	})
 }
 
+// A config that ends while it reads the record of a site tells nothing about it; who
+// waits for the site goes on waiting.
+func TestReloadDuringTheFirstReadBlocksNobody(t *testing.T) {
+	s := prepare(t)
+	read, answer := make(chan struct{}, 10), make(chan struct{})
+	s.storage.setFault(func(ctx context.Context, op, key string) error {
+		if op != "load" || key != shopKey {
+			return nil
+		}
+		read <- struct{}{}
+		select {
+		case <-answer:
+			return nil
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	})
+	arrived := make(chan struct{}, 1)
+	directives := "route {\n" + testMiddleware(t, func(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler) error {
+		arrived <- struct{}{}
+		return next.ServeHTTP(w, r)
+	}) + "\nmaintenance shop\n}"
+	s.reload(directives)
+	<-read
+	visitor := make(chan int)
+	go func() { visitor <- s.get("/").StatusCode }()
+	<-arrived
+	s.reload(directives)
+	<-read                                            // the config that runs now reads it, too
+	s.logged("servers shutting down", "grace period") // and the one before has ended
+	close(answer)
+	if got := <-visitor; got != 200 {
+		t.Errorf("the visitor who waited got %d, want 200", got)
+	}
+	s.wantStatus("/", 200)
+	if n := s.countLogged("cannot be read"); n > 0 {
+		t.Errorf("%d lines of the log say that something cannot be read", n)
+	}
+}
+
 // Other instances on the same storage, which are played by the test
 
 // G4
@@ -352,6 +395,78 @@ func TestOnlyWhatCouldNotBeReadIsPolled(t *testing.T) {
 	})
 	if n := wiki.Load(); n > 0 {
 		t.Errorf("wiki was read %d times", n)
+	}
+}
+
+// One record that cannot be read is tried again by itself: neither are the others read
+// each time, nor do they wait for it.
+func TestRecordThatCannotBeReadHoldsUpNoOther(t *testing.T) {
+	const count = 100
+	for name, fault := range map[string]func(ctx context.Context) error{
+		"fails": func(context.Context) error { return errors.New("disk full") },
+		"hangs": func(ctx context.Context) error { <-ctx.Done(); return ctx.Err() },
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := prepare(t)
+			s.options = "maintenance {\nsync_interval 100ms\n}"
+			var directives strings.Builder
+			directives.WriteString("maintenance shop\n")
+			for i := range count {
+				fmt.Fprintf(&directives, "maintenance /%d site%d\n", i, i)
+			}
+			s.reload(directives.String())
+			s.polled()
+			var polls, reads, failures atomic.Int64
+			s.storage.setFault(func(ctx context.Context, op, key string) error {
+				switch {
+				case op != "load":
+				case key == switchKey:
+					polls.Add(1)
+				case key == shopKey:
+					failures.Add(1)
+					return fault(ctx)
+				case strings.HasPrefix(key, "maintenance/sites/"):
+					reads.Add(1)
+				}
+				return nil
+			})
+			// Another instance switches a site, and later one more.
+			for i := range 2 {
+				s.storage.set(recordKey(fmt.Sprintf("site%d", i)), `{"version": 1, "enabled": true}`)
+				s.storage.set(switchKey, fmt.Sprint("switch", i))
+				eventually(t, func() error { return s.is(fmt.Sprintf("site%d", i), "on") })
+			}
+			before := polls.Load()
+			eventually(t, func() error {
+				if n := polls.Load(); n < before+10 {
+					return fmt.Errorf("looked %d times", n-before)
+				}
+				return nil
+			})
+			if n := reads.Load(); n > 2*count {
+				t.Errorf("%d records were read for two switches on %d sites", n, count)
+			}
+			if n := failures.Load(); name == "fails" && n < 10 {
+				t.Errorf("the record that cannot be read was tried %d times", n)
+			}
+			if n := s.countLogged("other instances are not followed"); n != 0 {
+				t.Errorf("logged %d times that others are not followed", n)
+			}
+			if last := sites.lastSync.Load(); time.Since(*last) > 5*time.Second {
+				t.Errorf("last_sync is %s, and others are followed", last)
+			}
+			s.wantStatus("/ungated", 200)
+			if name == "hangs" {
+				return // it would have to be waited for
+			}
+			const line = "records of some sites cannot be read"
+			s.logged(line, `"sites":["shop"]`)
+			s.storage.setFault(nil)
+			s.logged("records of all sites can be read again")
+			if n := s.countLogged(line); n != 1 {
+				t.Errorf("logged %d times that a record cannot be read, want once", n)
+			}
+		})
 	}
 }
 
@@ -567,6 +682,69 @@ func TestSiteIsForgottenWithItsLastRequest(t *testing.T) {
 	release()
 	<-finished
 	noSiteIsLeft(t)
+}
+
+// The site is looked up when the body has been read, and cannot become another one
+// between that and the answer.
+//
+// G1
+func TestSwitchWithSlowBodyIsAboutTheSiteThatIsThere(t *testing.T) {
+	s := start(t, "maintenance shop")
+	conn, err := net.Dial("tcp", strings.TrimPrefix(s.admin, "http://"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	fmt.Fprintf(conn, "PUT /maintenance/shop HTTP/1.1\r\nHost: %s\r\nContent-Length: 2\r\nExpect: 100-continue\r\n\r\n", conn.RemoteAddr())
+	reader := bufio.NewReader(conn)
+	if line, err := reader.ReadString('\n'); !strings.HasPrefix(line, "HTTP/1.1 100 ") {
+		t.Fatalf("got %q %v", line, err) // else the body is being waited for
+	}
+	s.reload("")
+	noSiteIsLeft(t)
+	s.reload("maintenance shop")
+	fmt.Fprint(conn, "{}")
+	_, _ = reader.ReadString('\n') // the empty line after 100
+	response, err := http.ReadResponse(reader, nil)
+	if err != nil || response.StatusCode != 200 {
+		t.Fatalf("PUT got %v %v, want 200", response, err)
+	}
+	s.wantStatus("/", 503)
+}
+
+// While a record that was lost is being written again, a reload that removes the site
+// and one that brings it back find it as it was.
+//
+// G3
+func TestSiteThatIsBeingRestoredIsNotForgotten(t *testing.T) {
+	s := prepare(t)
+	s.options = "maintenance {\nsync_interval 100ms\n}"
+	s.reload("maintenance shop")
+	s.put("shop", "")
+	s.polled()
+	_ = s.storage.Delete(t.Context(), shopKey)
+	var loads atomic.Int64
+	restoring, answer := make(chan struct{}), make(chan struct{})
+	s.storage.setFault(func(_ context.Context, op, key string) error {
+		if op == "load" && key == shopKey && loads.Add(1) == 2 { // the first has found that it is lost
+			close(restoring)
+			<-answer
+		}
+		return nil
+	})
+	s.storage.set(switchKey, "another instance")
+	<-restoring
+	s.reload("")
+	s.reload("maintenance shop")
+	close(answer)
+	s.wantStatus("/", 503)
+	eventually(t, func() error {
+		if s.storage.get(shopKey) == "" {
+			return errors.New("the record has not been written again")
+		}
+		return nil
+	})
+	s.wantStatus("/", 503)
 }
 
 // A site that was not in the config while another instance switched it does not

@@ -26,9 +26,8 @@ type sitePool struct {
 }
 
 // acquire returns the site of that name, which the caller must release. One
-// that no config has referred to until now is loading: its record has to be
-// read, and the caller is told to.
-func (p *sitePool) acquire(name string) (s *site, toLoad bool) {
+// that no config has referred to until now is loading: its record has to be read.
+func (p *sitePool) acquire(name string) *site {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	s, ok := p.byName[name]
@@ -38,18 +37,22 @@ func (p *sitePool) acquire(name string) (s *site, toLoad bool) {
 	}
 	if s.refs == 0 {
 		s.reload()
-		toLoad = true
 	}
 	s.refs++
 	s.orphaned.Store(false)
-	return s, toLoad
+	return s
 }
 
-// retain keeps a site from being forgotten until it is released.
-func (p *sitePool) retain(s *site) {
+// retain keeps a site from being forgotten until it is released. It reports false,
+// and does nothing, if no config refers to the site any more.
+func (p *sitePool) retain(s *site) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	if s.refs == 0 {
+		return false
+	}
 	s.refs++
+	return true
 }
 
 func (p *sitePool) release(s *site) {
@@ -94,6 +97,8 @@ type site struct {
 	cutTimer *time.Timer // until what is in flight is cut off, if it is to be; guarded by cutting
 
 	telling sync.Mutex // others are told of changes in the order in which they come
+
+	reading atomic.Int32 // reads of the record under way
 
 	orphaned atomic.Bool // no handler is left
 	refs     int         // handlers and switches under way; guarded by the pool
