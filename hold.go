@@ -2,14 +2,17 @@ package maintenance
 
 import (
 	"bytes"
-	"io"
 	"net/http"
 	"time"
 )
 
 const (
-	maxHeld     = 1024     // requests of a site, at once
-	maxHeldBody = 64 << 10 // of a request that is held
+	maxHeld       = 1024     // requests of a site, at once
+	maxHeldMemory = 64 << 10 // of each
+
+	// fieldMemory is what Go takes for a header field beside its bytes: in the request's
+	// map, and again in the copy that Caddy logs.
+	fieldMemory = 256
 )
 
 // hold is a request's wait for the end of a maintenance.
@@ -35,7 +38,7 @@ func (hd *hold) wait(w http.ResponseWriter, r *http.Request, st *state) holdEnd 
 	if !again {
 		hd.since = time.Now()
 	}
-	if hd.deadline(st).IsZero() || r.ContentLength < 0 || r.ContentLength > maxHeldBody {
+	if hd.deadline(st).IsZero() || r.ContentLength < 0 || memoryOf(r) > maxHeldMemory {
 		return blocked
 	}
 	held := &hd.handler.site.held
@@ -67,6 +70,18 @@ func (hd *hold) wait(w http.ResponseWriter, r *http.Request, st *state) holdEnd 
 		return hd.unless(blocked)
 	}
 	return hd.unless(reopened)
+}
+
+// memoryOf is about what a request takes in memory when its body, whose length is known,
+// has been read.
+func memoryOf(r *http.Request) int64 {
+	memory := r.ContentLength + int64(len(r.RequestURI))
+	for name, values := range r.Header {
+		for _, value := range values {
+			memory += int64(len(name) + len(value) + fieldMemory)
+		}
+	}
+	return memory
 }
 
 // deadline is how long a request is held in a state of the site, counted from when it
@@ -105,7 +120,8 @@ func (hd *hold) readBody(w http.ResponseWriter, r *http.Request) bool {
 			}
 			watched <- inTime
 		}()
-		content, err := io.ReadAll(r.Body)
+		content := bytes.NewBuffer(make([]byte, 0, r.ContentLength+bytes.MinRead))
+		_, err := content.ReadFrom(r.Body)
 		close(done)
 		if inTime := <-watched; err != nil || !inTime {
 			if r.ProtoMajor == 1 {
@@ -113,7 +129,7 @@ func (hd *hold) readBody(w http.ResponseWriter, r *http.Request) bool {
 			}
 			return false
 		}
-		r.Body = &bufferedBody{bytes.NewReader(content)}
+		r.Body = &bufferedBody{bytes.NewReader(content.Bytes())}
 	}
 	return true
 }

@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -173,17 +174,29 @@ func TestClientThatLeavesIsForgotten(t *testing.T) {
 	}
 }
 
-// G8
-func TestOnlySmallBodiesOfKnownLengthAreHeld(t *testing.T) {
-	small := strings.Repeat("x", 64<<10)
+// G8: body and header count together, and so does what Go takes for each field.
+func TestOnlySmallRequestsOfKnownLengthAreHeld(t *testing.T) {
+	body := func(n int) io.Reader { return strings.NewReader(strings.Repeat("x", n)) }
+	fields := func(n, length int) http.Header {
+		header := make(http.Header)
+		for i := range n {
+			header.Set(fmt.Sprintf("X-%04d", i), strings.Repeat("x", length))
+		}
+		return header
+	}
 	for _, test := range []struct {
-		name string
-		body io.Reader
-		held bool
+		name   string
+		header http.Header
+		body   io.Reader
+		held   bool
 	}{
-		{"64 KiB", strings.NewReader(small), true},
-		{"64 KiB and one byte", strings.NewReader(small + "x"), false},
-		{"unknown length", struct{ io.Reader }{strings.NewReader("x")}, false},
+		{"a body of 60 KiB", nil, body(60 << 10), true},
+		{"a body of 64 KiB", nil, body(64 << 10), false},
+		{"a body of unknown length", nil, struct{ io.Reader }{body(1)}, false},
+		{"200 small fields", fields(200, 1), body(0), true},
+		{"250 small fields", fields(250, 1), body(0), false},
+		{"a body of 50 KiB and fields of 10 KiB", fields(2, 5<<10), body(50 << 10), true},
+		{"a body of 58 KiB and fields of 10 KiB", fields(2, 5<<10), body(58 << 10), false},
 	} {
 		for i, client := range holdClients {
 			t.Run(fmt.Sprintf("%s HTTP/%d", test.name, i+1), func(t *testing.T) {
@@ -196,6 +209,9 @@ func TestOnlySmallBodiesOfKnownLengthAreHeld(t *testing.T) {
 				answers := make(visits, 1)
 				go func() {
 					request, _ := http.NewRequestWithContext(t.Context(), http.MethodPost, s.url+"/upload", test.body)
+					if test.header != nil {
+						request.Header = test.header
+					}
 					answers <- roundTrip(client, request)
 				}()
 				if !test.held {
@@ -205,12 +221,54 @@ func TestOnlySmallBodiesOfKnownLengthAreHeld(t *testing.T) {
 				}
 				s.awaitHeld(1)
 				s.delete("shop")
-				if got := <-answers; got.code != 200 || got.body != "POST /upload "+small {
+				if got := <-answers; got.code != 200 || !strings.HasPrefix(got.body, "POST /upload ") || strings.Trim(got.body[13:], "x") != "" {
 					t.Errorf("got %d %.100q %v", got.code, got.body, got.err)
 				}
 			})
 		}
 	}
+}
+
+// G8: one client cannot have much memory taken, whatever it sends.
+func TestHeldRequestsTakeLittleMemory(t *testing.T) {
+	base := "POST / HTTP/1.1\r\nAccept: text/html\r\n"
+	for name, request := range map[string]string{
+		"small fields": base + "Content-Length: 0\r\n" + manyFields(240) + "\r\n",
+		"a large body": base + "Content-Length: 62000\r\n\r\n" + strings.Repeat("x", 62000),
+		"long fields":  base + "Content-Length: 45000\r\nA: " + strings.Repeat("x", 20000) + "\r\n\r\n" + strings.Repeat("x", 45000),
+		"nothing":      "GET / HTTP/1.1\r\n\r\n",
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := startInFrontOf(t, newWitness(t), "")
+			s.put("shop", `{"hold": "5m"}`)
+			heap := func() uint64 {
+				runtime.GC()
+				runtime.GC()
+				var m runtime.MemStats
+				runtime.ReadMemStats(&m)
+				return m.HeapAlloc
+			}
+			before := heap()
+			for range maxHeld {
+				s.dial(request)
+			}
+			s.awaitHeld(maxHeld)
+			took := (heap() - before) >> 20
+			t.Logf("%d held requests take %d MiB", maxHeld, took)
+			if took > 150 {
+				t.Errorf("they take %d MiB, want at most 150", took)
+			}
+		})
+	}
+}
+
+// manyFields are n header fields, as small as they can be.
+func manyFields(n int) string {
+	var fields strings.Builder
+	for i := range n {
+		fmt.Fprintf(&fields, "%x:\r\n", 4096+i)
+	}
+	return fields.String()
 }
 
 // G8
