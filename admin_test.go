@@ -219,6 +219,8 @@ func TestWrongRequestIsRefusedAndChangesNothing(t *testing.T) {
 		{"PUT", "/shop", `{"message": 5}`, 400, `message: 5 given, a string is accepted`},
 		{"PUT", "/shop", `{"message": "` + long + `"}`, 400, `message: 1001 characters given, at most 1000 are accepted`},
 		{"PUT", "/shop", `{"message": "one\ntwo"}`, 400, `message: a control character (U+000A) given, one line of plain text is accepted`},
+		{"PUT", "/shop", `{"message": "pay \u202elater"}`, 400, `message: a control character (U+202E) given, one line of plain text is accepted`},
+		{"PUT", "/shop", `{"message": "pay \u2066later"}`, 400, `message: a control character (U+2066) given, one line of plain text is accepted`},
 		{"PUT", "/shop", `{"retry_after": 300}`, 400, `retry_after: 300 given, a string is accepted, such as "300s"`},
 		{"PUT", "/shop", `{"retry_after": -5}`, 400, `retry_after: -5 given, a string is accepted`},
 		{"PUT", "/shop", `{"retry_after": "300"}`, 400, `retry_after: "300" given, ` + durations},

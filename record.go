@@ -157,10 +157,17 @@ func parseMessage(s string) (string, error) {
 	if n := utf8.RuneCountInString(s); n > maxMessage {
 		return "", fmt.Errorf("%d characters given, at most %d are accepted", n, maxMessage)
 	}
-	if i := strings.IndexFunc(s, unicode.IsControl); i >= 0 {
+	if i := strings.IndexFunc(s, isControl); i >= 0 {
 		return "", fmt.Errorf("a control character (%U) given, one line of plain text is accepted", []rune(s[i:])[0])
 	}
 	return s, nil
+}
+
+// isControl reports whether a character does something to the text around it. Those that
+// override its direction can make it read as another one (Unicode Technical Report 36,
+// section 2.9).
+func isControl(r rune) bool {
+	return unicode.IsControl(r) || 0x202A <= r && r <= 0x202E || 0x2066 <= r && r <= 0x2069
 }
 
 func parseRetryAfter(s string) (string, error) {
