@@ -1,6 +1,7 @@
 package maintenance
 
 import (
+	"context"
 	"crypto/hmac"
 	"crypto/rand"
 	"crypto/sha256"
@@ -89,12 +90,8 @@ func (h *Handler) letIn(w http.ResponseWriter, r *http.Request, next caddyhttp.H
 	if p == nil {
 		return false, nil
 	}
-	link := originalURL(r)
-	if p.isIn(link.Path) {
-		caddyhttp.SetVar(r.Context(), caddyhttp.LogSkipVar, true)
-	}
 	if r.Method == http.MethodGet || r.Method == http.MethodHead {
-		if before, secret, ok := splitLink(link); ok && p.isSecret(secret) {
+		if before, secret, ok := splitLink(originalURL(r)); ok && p.isSecret(secret) {
 			h.observe(r, wasBypassed)
 			h.grant(w, r, before, p.cookie(h.site.name, secret))
 			return true, nil
@@ -105,7 +102,7 @@ func (h *Handler) letIn(w http.ResponseWriter, r *http.Request, next caddyhttp.H
 	}
 	h.observe(r, wasBypassed)
 	// The cookie does not go on, and the site may have another gate behind this.
-	caddyhttp.SetVar(r.Context(), h.cookieName, p)
+	setContext(r, context.WithValue(r.Context(), passedKey{h.site.name}, p.ID))
 	err := h.goOn(newUncached(w), r, next)
 	if err != nil {
 		forbidCaching(w.Header()) // of the answer to the error
@@ -113,10 +110,24 @@ func (h *Handler) letIn(w http.ResponseWriter, r *http.Request, next caddyhttp.H
 	return true, err
 }
 
+// passedKey is the key, in a request's context, of the pass by which a gate of the site
+// has let it through.
+type passedKey struct{ site string }
+
+// hidesLink leaves a request with the secret in its path out of the access log, and
+// reports whether it is one.
+func hidesLink(r *http.Request, p *pass) bool {
+	if p == nil || !p.isIn(originalURL(r).Path) {
+		return false
+	}
+	caddyhttp.SetVar(r.Context(), caddyhttp.LogSkipVar, true)
+	return true
+}
+
 // hasPass looks at several cookies: another site on the domain, or another path,
 // may have set one of the name.
 func (h *Handler) hasPass(r *http.Request, p *pass) bool {
-	if known, _ := caddyhttp.GetVar(r.Context(), h.cookieName).(*pass); known != nil && known.ID == p.ID {
+	if id, ok := r.Context().Value(passedKey{h.site.name}).(string); ok && id == p.ID {
 		return true
 	}
 	cookies := r.CookiesNamed(h.cookieName)
@@ -173,6 +184,7 @@ func (h *Handler) grant(w http.ResponseWriter, r *http.Request, before, cookie s
 		SameSite: http.SameSiteLaxMode,
 	})
 	forbidCaching(w.Header())
+	w.Header().Set("Referrer-Policy", "no-referrer")
 	w.Header().Set("Location", before)
 	w.WriteHeader(http.StatusSeeOther)
 }
@@ -185,7 +197,7 @@ func originalURL(r *http.Request) *url.URL {
 	return r.URL
 }
 
-// splitLink returns the secret at the end of a link, and the path to go to: what
+// splitLink returns the secret at the end of a link, which a slash may follow, and the path to go to: what
 // stands before it, on this host in any case.
 func splitLink(u *url.URL) (before, secret string, ok bool) {
 	path := u.EscapedPath()
@@ -197,7 +209,7 @@ func splitLink(u *url.URL) (before, secret string, ok bool) {
 	if before == "//" {
 		before = "/"
 	}
-	return before, path[i+len(linkPrefix):], true
+	return before, strings.TrimSuffix(path[i+len(linkPrefix):], "/"), true
 }
 
 // isHTTPS reports whether the client's connection is encrypted, as far as a

@@ -221,11 +221,13 @@ func TestLinkKeepsThePathThatWasStripped(t *testing.T) {
 		}`)
 	s.put("shop", withSecret)
 	for path, want := range map[string]string{"/shop": "/shop/", "/shop/cart": "/shop/cart/"} {
-		tester := newTester(t, s)
-		if got := tester.open(path + testLink); got != want {
-			t.Errorf("%s leads to %q, want %q", path, got, want)
+		for _, slash := range []string{"", "/"} { // which chat programs and people add
+			tester := newTester(t, s)
+			if got := tester.open(path + testLink + slash); got != want {
+				t.Errorf("%s leads to %q, want %q", path, got, want)
+			}
+			tester.expect(want, 200)
 		}
-		tester.expect(want, 200)
 	}
 }
 
@@ -236,7 +238,7 @@ func TestWrongSecretGetsWhatAnyPathGets(t *testing.T) {
 	s.put("shop", withSecret)
 	paths := []string{
 		"/.maintenance/wrong-wrong-wrong", "/.maintenance/", "/.maintenance", "/.maintenance//" + testSecret,
-		testLink[:len(testLink)-1], testLink + "0", testLink + "/", testLink + "//", testLink + "/x", testLink + "%20", testLink + "%00",
+		testLink[:len(testLink)-1], testLink + "0", testLink + "//", testLink + "/x", testLink + "%20", testLink + "%00",
 		"/.maintenance/0" + testSecret, "/.maintenance/%4Fpen-Sesame_0123456789",
 		strings.ToLower(testLink), strings.ToUpper(testLink), "/x.maintenance/" + testSecret, "/%2Emaintenance/" + testSecret,
 		"/.maintenance%2F" + testSecret, "/" + testSecret, "/?" + testLink, "/?secret=" + testSecret, "/.maintenance/" + strings.Repeat("x", 8000),
@@ -504,7 +506,7 @@ func TestMistypedLinkIsLeftOutOfTheAccessLog(t *testing.T) {
 	for _, request := range []struct{ method, path string }{
 		{"POST", testLink},
 		{"OPTIONS", "/wiki" + testLink},
-		{"GET", testLink + "/"},
+		{"GET", testLink + "//"},
 		{"GET", testLink + "/x/y"},
 		{"GET", strings.Replace(testLink, "/.maintenance/", "/.maintenance//", 1)},
 		{"GET", strings.Replace(testLink, testSecret, testSecret[:15]+fmt.Sprintf("%%%x", testSecret[15])+testSecret[16:], 1)},
@@ -531,6 +533,31 @@ func TestLinkIsLeftOutOfTheAccessLog(t *testing.T) {
 	s.logged("http.log.access", `"uri":"/after"`)
 	s.logged(`"bypass granted"`, `"site":"shop"`, `"client":"127.0.0.1"`)
 	s.expectNoLog(t, `"uri":"/.maintenance/`)
+}
+
+// Caddy logs the request with the error, and a matcher may put the path into that.
+func TestFailingMatcherDoesNotTellTheLink(t *testing.T) {
+	s := start(t, "log\nmaintenance shop {\n bypass {\n expression `int({http.request.uri.path}) > 1`\n}\n}")
+	s.put("shop", withSecret)
+	for _, path := range []string{testLink, testLink + "/", "/after"} {
+		s.wantStatus(path, 500)
+	}
+	s.logged(`"uri":"/after"`)
+	s.logged("a bypass matcher has failed for a request with the secret in its path", `"site":"shop"`)
+	s.expectNoLog(t, testSecret)
+}
+
+// A second gate of the site knows whom the first has let in; others are not told how.
+func TestVariablesTellNoHash(t *testing.T) {
+	s := start(t, `
+		maintenance shop
+		respond "{http.vars.`+passCookieName("shop")+`}"`)
+	s.put("shop", withSecret)
+	tester := newTester(t, s)
+	tester.open(testLink)
+	if got := tester.do("GET", "/"); got.StatusCode != 200 || got.body != "" {
+		t.Errorf("got %d %q, want nothing", got.StatusCode, got.body)
+	}
 }
 
 func TestAppDoesNotSeeTheCookie(t *testing.T) {

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"context"
 	"io"
+	"iter"
 	"math/rand/v2"
 	"net"
 	"net/http"
@@ -27,30 +28,51 @@ const (
 type passage struct {
 	writer  passageWriter
 	context passageContext
+	gate    *Handler
+	request *http.Request // as the gate has got it, and as the server logs it
 
 	crowd      *crowd
 	prev, next *passage
 
-	mu    sync.Mutex
-	ended bool
+	mu       sync.Mutex
+	returned bool // the handler has: nothing may be done to the connection
+	done     bool // the request has ended, or left the gate
 }
 
-func newPassage(w http.ResponseWriter, r *http.Request) *passage {
-	p := new(passage)
+// newPassage returns the passage of a request that meets a gate. It has no part in the
+// request's context yet.
+func newPassage(h *Handler, w http.ResponseWriter, r *http.Request) *passage {
+	p := &passage{gate: h, request: r}
 	p.writer.ResponseWriter = w
 	p.context.parent = r.Context()
+	p.context.passage = p
+	return p
+}
+
+// passages goes through the gates that have let a request in and whose handlers are at
+// work for it, from the innermost one on.
+func passages(ctx context.Context) iter.Seq[*passage] {
+	return func(yield func(*passage) bool) {
+		for p := passageOf(ctx); p != nil; p = passageOf(p.context.parent) {
+			if !p.hasEnded() && !yield(p) {
+				return
+			}
+		}
+	}
+}
+
+func passageOf(ctx context.Context) *passage {
+	p, _ := ctx.Value(passageKey{}).(*passage)
 	return p
 }
 
 // serverContext is the context that ends when the server is done with the request.
-func serverContext(ctx context.Context) context.Context {
-	for {
-		outer, ok := ctx.(*passageContext)
-		if !ok {
-			return ctx
-		}
-		ctx = outer.parent
+func (p *passage) serverContext() context.Context {
+	ctx := p.context.parent
+	for outer := passageOf(ctx); outer != nil; outer = passageOf(ctx) {
+		ctx = outer.context.parent
 	}
+	return ctx
 }
 
 // setContext changes the request in place: placeholders and error routes stay with
@@ -77,11 +99,13 @@ func (p *passage) serve(r *http.Request, next caddyhttp.Handler) error {
 // that has not ended.
 func (p *passage) cut() bool {
 	p.mu.Lock()
-	ended := p.ended
-	p.mu.Unlock()
+	defer p.mu.Unlock()
+	if p.done {
+		return false // what is outside of the gate is none of its business
+	}
 	first := p.writer.cut()
 	p.context.cancel()
-	return first && !ended
+	return first
 }
 
 // cutConnection ends the request if it waits for its client: to send the rest of
@@ -89,8 +113,8 @@ func (p *passage) cut() bool {
 func (p *passage) cutConnection() bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.ended {
-		return false
+	if p.done || p.returned {
+		return !p.done
 	}
 	expireRead(p.writer.ResponseWriter)
 	if p.writer.progress.Load() != cutBefore { // else the 503 is still to be sent
@@ -107,12 +131,35 @@ func cutConnections(passages []*passage, end time.Time) {
 	}
 }
 
-// letGo keeps the connection from being cut. The handler has returned: it may be
-// another request's now.
-func (p *passage) letGo() {
+// handlerReturned keeps the connection from being cut until the request is resumed: it
+// may soon be another request's.
+func (p *passage) handlerReturned() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.ended = true
+	p.returned = true
+}
+
+// resume continues a request that has failed, with the writer of its error routes.
+func (p *passage) resume(w http.ResponseWriter) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.writer.ResponseWriter = w
+	p.returned = false
+}
+
+func (p *passage) hasEnded() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.done
+}
+
+// end keeps the request from being cut. It reports whether it is the first to do so.
+func (p *passage) end() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	first := !p.done
+	p.done = true
+	return first
 }
 
 // expireRead has what waits for more of the request fail. Caddy's own writer has to
@@ -149,6 +196,35 @@ func abandon(w http.ResponseWriter, body io.Closer) {
 	}
 }
 
+// errorRoutes comes before the error routes of a server that has a gate. A request that
+// has failed is still in flight there, and is cut off as any other. Caddy gives error
+// routes the server's own writer, which no gate could keep from writing.
+type errorRoutes struct{}
+
+func (errorRoutes) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler) error {
+	for p := range passages(r.Context()) {
+		inner := next
+		next = caddyhttp.HandlerFunc(func(w http.ResponseWriter, r *http.Request) error {
+			p.resume(w)
+			return p.gate.serveAdmitted(p, r, inner)
+		})
+	}
+	return next.ServeHTTP(w, r)
+}
+
+// addErrorRoutes puts errorRoutes before those of the server, once. Caddy provisions
+// them after the routes that lead to a gate.
+func addErrorRoutes(server *caddyhttp.Server) {
+	if server.Errors == nil || len(server.Errors.Routes) == 0 {
+		return // a request that fails ends at once
+	}
+	if handlers := server.Errors.Routes[0].Handlers; len(handlers) > 0 && handlers[0] == caddyhttp.MiddlewareHandler(errorRoutes{}) {
+		return
+	}
+	server.Errors.Routes = slices.Insert(server.Errors.Routes, 0,
+		caddyhttp.Route{Handlers: []caddyhttp.MiddlewareHandler{errorRoutes{}}})
+}
+
 // passageWriter knows whether anything has been sent, and sends no more once the
 // request has been cut off before that.
 type passageWriter struct {
@@ -180,9 +256,9 @@ func (w *passageWriter) begin() bool {
 	return w.progress.CompareAndSwap(nothingSent, headerSent)
 }
 
-// spare lets the answer of a request that has been cut off pass the gates further
+// markAnswered lets the answer of a request that has been cut off pass the gates further
 // outside, which may cut it off too.
-func spare(w http.ResponseWriter) {
+func markAnswered(w http.ResponseWriter) {
 	for {
 		if outer, ok := w.(*passageWriter); ok {
 			outer.progress.CompareAndSwap(nothingSent, answered)
@@ -242,8 +318,12 @@ func (w *passageWriter) FlushError() error {
 // one that can be canceled from then on: many requests never need that.
 type passageContext struct {
 	parent     context.Context
+	passage    *passage
 	cancelable atomic.Pointer[cancelable]
 }
+
+// passageKey is the key of the passage in a request's context.
+type passageKey struct{}
 
 type cancelable struct {
 	context.Context
@@ -274,7 +354,13 @@ func (c *passageContext) cancel() { c.own().cancel() }
 func (c *passageContext) Deadline() (time.Time, bool) { return c.parent.Deadline() }
 func (c *passageContext) Done() <-chan struct{}       { return c.own().Done() }
 func (c *passageContext) Err() error                  { return c.current().Err() }
-func (c *passageContext) Value(key any) any           { return c.current().Value(key) }
+
+func (c *passageContext) Value(key any) any {
+	if key == (passageKey{}) {
+		return c.passage
+	}
+	return c.current().Value(key)
+}
 
 // crowds are the passages of a site, in several parts so that requests seldom wait
 // for one another.
@@ -297,7 +383,6 @@ func (c *crowds) add(p *passage) {
 }
 
 func (p *passage) leaveCrowd() {
-	p.letGo()
 	p.crowd.mu.Lock()
 	defer p.crowd.mu.Unlock()
 	if p.prev != nil {

@@ -361,8 +361,8 @@ func TestPHPGoesOnUntilItHasAnswered(t *testing.T) {
 	s.awaitInFlight(0)
 }
 
-// An error route sees a client that has left. The connection is not cut then: it may
-// be another request's by now.
+// An error route that no gate stands before, here that of a named route, sees a client
+// that has left. The connection is not cut then: it may be another request's by now.
 func TestConnectionIsLeftToTheNextRequest(t *testing.T) {
 	failed := make(chan struct{})
 	s := prepare(t)
@@ -372,11 +372,14 @@ func TestConnectionIsLeftToTheNextRequest(t *testing.T) {
 		_, err := io.WriteString(w, "Sorry.")
 		return err
 	}) + "\n}"
+	s.before = `&(failing) {
+		maintenance shop
+		error 502
+	}`
 	s.reload(`
-		maintenance shop {
-			bypass /stream
+		handle /failing {
+			invoke failing
 		}
-		error /failing 502
 		handle /stream {
 			` + testApp(t, func(w http.ResponseWriter, r *http.Request) error {
 		return trickle(w, r, 2*cutGrace)
@@ -400,6 +403,70 @@ func TestConnectionIsLeftToTheNextRequest(t *testing.T) {
 		}
 		s.awaitInFlight(0)
 	}
+}
+
+// A request that has failed is one request, also where the site's gate is among the error
+// routes, or comes twice.
+//
+// G5
+func TestRequestThatMeetsSeveralGatesOfASiteIsCountedOnce(t *testing.T) {
+	request := new(lastingRequest)
+	s := prepare(t)
+	s.after = "handle_errors {\nroute {\nmaintenance shop\n" + request.app(t) + "\n}\n}"
+	s.reload("route {\nmaintenance shop\nmaintenance wiki\nmaintenance shop\nerror 502\n}")
+	request.begin(t, s.url)
+	for _, site := range []string{"shop", "wiki"} {
+		if got := s.put(site, "")["in_flight"]; got != 1.0 {
+			t.Errorf("%s: in_flight is %v, want 1", site, got)
+		}
+	}
+	close(request.release)
+	<-request.answer
+	s.status("shop?wait=10s")
+	if got := siteNamed("shop").remembered() + siteNamed("wiki").remembered(); got != 0 {
+		t.Errorf("%d requests are remembered", got)
+	}
+	s.delete("wiki")
+	if got := s.get("/").StatusCode; got != 503 {
+		t.Errorf("got %d when the site is on, want 503", got)
+	}
+}
+
+// reverse_proxy goes on dialing for a request that has been cut off, and reads its
+// variables as it does.
+//
+// G10: this is for the race detector.
+func TestCutDoesNotRaceWithADial(t *testing.T) {
+	upstream, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer upstream.Close() // which accepts connections, and never says anything
+	s := start(t, fmt.Sprintf(`
+		log
+		maintenance shop
+		handle {
+			reverse_proxy https://%s {
+				transport http {
+					tls_insecure_skip_verify
+				}
+			}
+		}`, upstream.Addr()))
+	answers := make(visits, 1)
+	go func() { answers <- ask(t.Context(), client, s.url) }()
+	conn, err := upstream.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	s.put("shop", `{"terminate_after": "1ms"}`)
+	answers.expectPage(t, "300")
+	eventually(t, func() error {
+		if entries := s.accessLog(); len(entries) != 1 || !strings.Contains(entries[0], "terminated") || !strings.Contains(entries[0], "level:info") {
+			return fmt.Errorf("the access log has %s, want one request that was terminated, at level info", entries)
+		}
+		return nil
+	})
 }
 
 // Whoever has not been sent anything gets the whole page, also if another site further
@@ -655,7 +722,7 @@ func TestWriterOfTheServerReadsTheFile(t *testing.T) {
 	w := new(readingWriter)
 	shop := newSite("shop")
 	shop.learn(nil, nil)
-	_, p := shop.admit(w, httptest.NewRequest(http.MethodGet, "/", nil), false)
+	_, p, _ := shop.admit(gateOf(shop), w, httptest.NewRequest(http.MethodGet, "/", nil))
 	if n, err := io.Copy(&p.writer, io.LimitReader(strings.NewReader("not all"), 3)); n != 3 || err != nil || w.read != 3 {
 		t.Errorf("%d bytes copied, %v, %d of them read by the writer; want 3", n, err, w.read)
 	}

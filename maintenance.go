@@ -147,6 +147,7 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 	h.log = ctx.Logger()
 	h.cookieName = passCookieName(name)
 	if server, ok := ctx.Value(caddyhttp.ServerCtxKey).(*caddyhttp.Server); ok {
+		addErrorRoutes(server)
 		h.stopping = app.(*App).stopping(server)
 		h.writeTimeout = time.Duration(server.WriteTimeout)
 	}
@@ -173,17 +174,27 @@ func (h *Handler) Cleanup() error {
 // ServeHTTP lets the request through, and counts it until it ends, unless the
 // site is in maintenance.
 func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler) error {
-	if err := h.site.ready(r.Context()); err != nil {
-		return err
+	if h.site.ready(r.Context()) != nil {
+		return clientLeft(w)
 	}
-	state, p := h.site.admit(w, r, h.initiallyOn)
-	if p != nil {
-		if replacer, ok := r.Context().Value(caddy.ReplacerCtxKey).(*caddy.Replacer); ok {
-			replacer.Map(noOutcome)
-		}
-		return h.serveAdmitted(p, r, next)
+	state, p, admitted := h.site.admit(h, w, r)
+	if !admitted {
+		return h.serveClosed(w, r, next, state)
 	}
-	return h.serveClosed(w, r, next, state)
+	if replacer, ok := r.Context().Value(caddy.ReplacerCtxKey).(*caddy.Replacer); ok {
+		replacer.Map(noOutcome)
+	}
+	return h.enter(p, w, r, next)
+}
+
+// enter serves a request that has been admitted. One without a passage is counted by
+// another gate.
+func (h *Handler) enter(p *passage, w http.ResponseWriter, r *http.Request, next caddyhttp.Handler) error {
+	if p == nil {
+		return next.ServeHTTP(w, r)
+	}
+	setContext(r, &p.context)
+	return h.serveAdmitted(p, r, next)
 }
 
 // serveClosed lets a request of a site that is in maintenance through, holds it
@@ -191,8 +202,15 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 func (h *Handler) serveClosed(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler, st *state) error {
 	hold := hold{handler: h}
 	for {
+		isLink := hidesLink(r, st.options().Pass)
 		if len(h.bypass) > 0 {
 			bypassed, err := h.bypass.AnyMatchWithError(r)
+			if err != nil && isLink {
+				// Caddy would log the path with the error, which may tell it, too.
+				h.log.Error("a bypass matcher has failed for a request with the secret in its path", zap.String("site", h.site.name))
+				w.WriteHeader(http.StatusInternalServerError)
+				return nil
+			}
 			if err != nil {
 				return err
 			}
@@ -215,14 +233,14 @@ func (h *Handler) serveClosed(w http.ResponseWriter, r *http.Request, next caddy
 			return nil
 		case left:
 			logAs(r, "held")
-			w.WriteHeader(statusClientLeft)
-			return nil
+			return clientLeft(w)
 		case reopened:
 		}
 		var p *passage
-		if st, p = h.site.admit(w, r, h.initiallyOn); p != nil {
+		var admitted bool
+		if st, p, admitted = h.site.admit(h, w, r); admitted {
 			h.observe(r, wasReleased)
-			return h.serveAdmitted(p, r, next)
+			return h.enter(p, w, r, next)
 		}
 	}
 }
@@ -231,13 +249,20 @@ func (h *Handler) serveClosed(w http.ResponseWriter, r *http.Request, next caddy
 // wait for the answer.
 const statusClientLeft = 499
 
+// clientLeft ends a request that nobody waits for any more. That is no error.
+func clientLeft(w http.ResponseWriter) error {
+	w.WriteHeader(statusClientLeft)
+	return nil
+}
+
 // serveAdmitted passes a request on, and answers it if it is cut off before anything
 // has been sent.
 func (h *Handler) serveAdmitted(p *passage, r *http.Request, next caddyhttp.Handler) error {
 	cut, err := h.passOn(p, r, next)
 	if cut {
 		setContext(r, p.context.parent)
-		spare(p.writer.ResponseWriter)
+		h.observeTerminated(p)
+		markAnswered(p.writer.ResponseWriter)
 		h.respondCut(p.writer.ResponseWriter, r)
 	}
 	return err
@@ -245,26 +270,26 @@ func (h *Handler) serveAdmitted(p *passage, r *http.Request, next caddyhttp.Hand
 
 // passOn counts a request until it ends, in whichever way. One that ends in an
 // error goes on to the site's error routes, which may proxy it again, and ends when
-// the server cancels its context.
+// the server cancels its context, if errorRoutes does not notice it before.
 func (h *Handler) passOn(p *passage, r *http.Request, next caddyhttp.Handler) (cut bool, err error) {
 	returned := false
 	defer func() {
-		if cut || !returned && p.writer.progress.Load() == cutAfter {
-			h.observe(r, wasTerminated)
+		if !returned && p.writer.progress.Load() == cutAfter {
+			h.observeTerminated(p)
 		}
 		if err != nil {
-			p.letGo()
-			context.AfterFunc(serverContext(p.context.parent), func() { h.site.leave(p) })
+			p.handlerReturned()
+			context.AfterFunc(p.serverContext(), func() { h.site.leave(p) })
 		} else {
 			h.site.leave(p)
 		}
 	}()
 	body := r.Body
-	setContext(r, &p.context)
 	err = p.serve(r, next)
 	switch p.writer.progress.Load() {
 	case cutBefore:
 		abandon(p.writer.ResponseWriter, body)
+		returned = true
 		return true, nil
 	case cutAfter:
 		abandon(p.writer.ResponseWriter, body)

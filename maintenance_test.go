@@ -217,6 +217,7 @@ type server struct {
 	log     string // path of its log
 	storage *testStorage
 	options string // global options of the next load
+	before  string // what precedes the site
 	after   string // directives that follow the app
 }
 
@@ -258,12 +259,13 @@ func (s *server) caddyfile(directives string) string {
 	}
 	%s
 }
+%s
 %s {
 	%s
 	respond "app"
 	%s
 }
-`, strings.TrimPrefix(s.admin, "http://"), s.t.Name(), s.log, s.options, s.url, directives, s.after)
+`, strings.TrimPrefix(s.admin, "http://"), s.t.Name(), s.log, s.options, s.before, s.url, directives, s.after)
 }
 
 // reload loads a config as a reload in a running Caddy does.

@@ -1,6 +1,8 @@
 package maintenance
 
 import (
+	"context"
+	"maps"
 	"net/http"
 
 	"go.uber.org/zap"
@@ -38,24 +40,42 @@ func noOutcome(key string) (any, bool) { return "", key == outcomePlaceholder }
 
 // observe makes known what has been done to a request.
 func (h *Handler) observe(r *http.Request, o outcome) {
-	if o != wasTerminated { // those are counted when they are cut off
-		h.site.requests[o].Add(1)
+	h.site.requests[o].Add(1)
+	setOutcome(r, o)
+	if o == wasReleased {
+		logAs(r, "held")
+		return
 	}
+	logAs(r, outcomes[o])
+	if o == wasBlocked && logsErrors(r) {
+		caddyhttp.SetVar(r.Context(), caddyhttp.LogLevelVar, "info")
+	}
+}
+
+// observeTerminated makes known that a request has been cut off; it was counted then.
+// The app may still be at work for it in goroutines of its own, as reverse_proxy is when
+// it dials, and these read the request's variables. So a copy is changed.
+func (h *Handler) observeTerminated(p *passage) {
+	r := p.request
+	setOutcome(r, wasTerminated)
+	logAs(r, outcomes[wasTerminated])
+	if vars, ok := r.Context().Value(caddyhttp.VarsCtxKey).(map[string]any); ok && logsErrors(r) {
+		vars = maps.Clone(vars)
+		vars[caddyhttp.LogLevelVar] = "info"
+		setContext(r, context.WithValue(r.Context(), caddyhttp.VarsCtxKey, vars))
+	}
+}
+
+func setOutcome(r *http.Request, o outcome) {
 	if replacer, ok := r.Context().Value(caddy.ReplacerCtxKey).(*caddy.Replacer); ok {
 		replacer.Set(outcomePlaceholder, outcomes[o])
 	}
-	switch o {
-	case wasReleased:
-		logAs(r, "held")
-	case wasBlocked, wasTerminated:
-		// That was asked for, and is no failure; a level that the site has set is kept.
-		if isLogged(r) && caddyhttp.GetVar(r.Context(), caddyhttp.LogLevelVar) == nil {
-			caddyhttp.SetVar(r.Context(), caddyhttp.LogLevelVar, "info")
-		}
-		fallthrough
-	default:
-		logAs(r, outcomes[o])
-	}
+}
+
+// logsErrors reports whether the access log would call a 503 an error. One of ours was
+// asked for, and is no failure; a level that the site has set is kept.
+func logsErrors(r *http.Request) bool {
+	return isLogged(r) && caddyhttp.GetVar(r.Context(), caddyhttp.LogLevelVar) == nil
 }
 
 // logAs has the access log say what has been done to a request.

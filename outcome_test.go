@@ -2,11 +2,13 @@ package maintenance
 
 import (
 	"encoding/json"
+	"fmt"
 	"net/http"
 	"net/http/httptest"
 	"os"
 	"strings"
 	"testing"
+	"time"
 )
 
 func TestAccessLogSaysWhatAMaintenanceDid(t *testing.T) {
@@ -172,4 +174,28 @@ func (s *server) accessOf(uri string) (found [3]any) {
 		}
 	}
 	return found
+}
+
+// A client that leaves while a site is being read is no error of anybody's.
+func TestClientThatLeavesWhileTheSiteLoadsIsNoError(t *testing.T) {
+	s := prepare(t)
+	hang, answer := hangOn("load", shopKey)
+	s.storage.setFault(hang)
+	s.reload("log\nmaintenance shop")
+	impatient := &http.Client{Timeout: 100 * time.Millisecond, Transport: &http.Transport{DisableKeepAlives: true}}
+	if response, err := impatient.Get(s.url); err == nil {
+		response.Body.Close()
+		t.Fatalf("got %d before the site was read", response.StatusCode)
+	}
+	eventually(t, func() error {
+		if entries := s.accessLog(); len(entries) != 1 || !strings.Contains(entries[0], "status:499") || !strings.Contains(entries[0], "level:info") {
+			return fmt.Errorf("the access log has %s, want one request with status 499", entries)
+		}
+		return nil
+	})
+	if n := s.countLogged(`"logger":"http.log.error"`); n > 0 {
+		t.Errorf("%d errors are logged", n)
+	}
+	answer()
+	s.wantStatus("/", 200)
 }

@@ -155,23 +155,32 @@ func (s *site) ready(ctx context.Context) error {
 // count, a switch could report that nothing is in flight while a request slips
 // through between the two; with a look only after it, blocked requests would
 // show up in the count.
-func (s *site) admit(w http.ResponseWriter, r *http.Request, initiallyOn bool) (*state, *passage) {
-	if st := s.current(); st.blocks(initiallyOn) {
-		return st, nil
+//
+// A request that another gate of the site has let in, and counts, gets no passage.
+func (s *site) admit(h *Handler, w http.ResponseWriter, r *http.Request) (st *state, p *passage, admitted bool) {
+	if st = s.current(); st.blocks(h.initiallyOn) {
+		return st, nil, false
 	}
-	p := newPassage(w, r)
+	for outer := range passages(r.Context()) {
+		if outer.gate.site.site == s {
+			return st, nil, true
+		}
+	}
+	p = newPassage(h, w, r)
 	s.passages.add(p)
 	s.inFlight.Add(1)
-	st := s.current()
-	if st.blocks(initiallyOn) {
+	if st = s.current(); st.blocks(h.initiallyOn) {
 		s.leave(p)
-		return st, nil
+		return st, nil, false
 	}
-	return st, p
+	return st, p, true
 }
 
-// leave ends what admit began.
+// leave ends what admit began. It may be called again.
 func (s *site) leave(p *passage) {
+	if !p.end() {
+		return
+	}
 	p.leaveCrowd()
 	if s.inFlight.Add(-1) > 0 {
 		return

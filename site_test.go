@@ -22,6 +22,7 @@ func TestNoRequestSlipsInWhenNothingIsInFlight(t *testing.T) {
 	var admitted atomic.Int64
 	stop := make(chan struct{})
 	request := httptest.NewRequest(http.MethodGet, "/", nil)
+	gate := &Handler{site: shop}
 	var requests sync.WaitGroup
 	for range 4 * runtime.GOMAXPROCS(0) {
 		requests.Go(func() {
@@ -31,7 +32,7 @@ func TestNoRequestSlipsInWhenNothingIsInFlight(t *testing.T) {
 					return
 				default:
 				}
-				if _, p := shop.admit(httptest.NewRecorder(), request, false); p != nil {
+				if _, p, ok := shop.admit(gate, httptest.NewRecorder(), request); ok {
 					if drained.Load() {
 						t.Error("a request was let in after the site was drained")
 					}
@@ -77,8 +78,7 @@ func TestCutLeavesAloneWhatCameAfterOpening(t *testing.T) {
 	const n = 100
 	for range n {
 		go func() {
-			_, p := shop.admit(httptest.NewRecorder(), httptest.NewRequest(http.MethodGet, "/", nil), false)
-			admitted <- p
+			admitted <- admitOne(shop)
 		}()
 	}
 	passages := []*passage{<-admitted, <-admitted}
@@ -95,20 +95,41 @@ func TestCutLeavesAloneWhatCameAfterOpening(t *testing.T) {
 	}
 }
 
+// What is outside of the gate, an access log, say, goes on with a request that a cut
+// finds as it leaves.
+func TestCutLeavesAloneWhatHasLeftTheGate(t *testing.T) {
+	shop := newSite("shop")
+	shop.learn(nil, nil)
+	p := admitOne(shop)
+	found := shop.passages.all()
+	shop.leave(p)
+	for _, p := range found {
+		if p.cut() || p.cutConnection() || p.context.Err() != nil || p.writer.progress.Load() != nothingSent {
+			t.Error("a request that had left the gate was cut off")
+		}
+	}
+	if len(found) != 1 {
+		t.Errorf("%d requests were found, want 1", len(found))
+	}
+}
+
+func gateOf(s *site) *Handler { return &Handler{site: &member{site: s}} }
+
+func admitOne(s *site) *passage {
+	_, p, _ := s.admit(gateOf(s), httptest.NewRecorder(), httptest.NewRequest(http.MethodGet, "/", nil))
+	return p
+}
+
 // G10: whoever holds on to a request that has ended, by its context, say, does not
 // hold on to others.
 func TestEndedRequestHoldsOnToNoOther(t *testing.T) {
 	shop := newSite("shop")
 	shop.learn(nil, nil)
-	admit := func() *passage {
-		_, p := shop.admit(httptest.NewRecorder(), httptest.NewRequest(http.MethodGet, "/", nil), false)
-		return p
-	}
-	kept := admit()
+	kept := admitOne(shop)
 	inFlight := []*passage{kept}
 	var others []weak.Pointer[passage]
 	for range 1000 {
-		p := admit()
+		p := admitOne(shop)
 		others = append(others, weak.Make(p))
 		inFlight = append(inFlight, p)
 		if len(inFlight) > 100 {

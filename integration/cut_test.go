@@ -76,13 +76,17 @@ func TestWhatDoesNotEndIsCutOff(t *testing.T) {
 		if got.at.Before(before.Add(after)) {
 			t.Errorf("%s: cut off %s before the moment", r.name, before.Add(after).Sub(got.at))
 		}
-		if r.kind.path == "/poll" {
+		if strings.HasSuffix(r.kind.path, "/poll") {
 			polls++
 		}
 	}
 	eventually(t, patience, "the app has seen its clients leave", func() bool { return f.left.Load() == polls })
 	for _, s := range untouched {
 		s.expectMore(t)
+	}
+	_, metrics, err := f.c.request(http.MethodGet, "/metrics", "")
+	if want := fmt.Sprintf(`caddy_maintenance_requests_total{outcome="terminated",site="shop"} %d`, len(lasting)); err != nil || !strings.Contains(metrics, want) {
+		t.Errorf("the metrics lack %s (%v)", want, err)
 	}
 
 	// For what was cut off, the proxy has not taken the app for broken.
@@ -135,6 +139,9 @@ var lastingKinds = []lastingKind{
 	{name: "stalled download of a file", path: "/files/large", pace: stalled, fault: looksComplete},
 	{name: "download of a file", path: "/files/large", pace: steady, fault: looksComplete},
 	{name: "stream of an error route", path: "/error/trickle", fault: looksComplete},
+	{name: "stalled download of an error route", path: "/error/flood", pace: stalled, fault: looksComplete},
+	{name: "stalled upload of an error route", path: "/error/upload", upload: 1 << 20, fault: noProblem},
+	{name: "long poll of an error route", path: "/error/poll", fault: noProblem},
 	{name: "FastCGI, stalled upload", path: "/fcgi/upload", upload: 1 << 20, fault: noProblem},
 	{name: "FastCGI, stream", path: "/fcgi/trickle", fault: looksComplete},
 	{name: "FastCGI, stalled download", path: "/fcgi/flood", pace: stalled, fault: looksComplete},
