@@ -683,6 +683,7 @@ func (a *App) learn(m *member, r *record, err error, by origin) bool {
 // reportEnd tells once of a maintenance that has ended by itself.
 func (a *App) reportEnd(m *member, st *state) {
 	if st.ended && st.reported.CompareAndSwap(false, true) {
+		m.forgetPages()
 		a.announce(m, "maintenance disabled", "maintenance_disabled", st, st.record.options, origin{source: "until"})
 	}
 }
@@ -709,6 +710,8 @@ func (a *App) changed(m *member, before, after *state, by origin) {
 	}
 	if isOn {
 		m.showPages(after)
+	} else {
+		m.forgetPages()
 	}
 	if isOn && !wasOn {
 		go logDrained(m)

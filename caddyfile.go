@@ -59,9 +59,10 @@ func parseDirective(h httpcaddyfile.Helper) (caddyhttp.MiddlewareHandler, error)
 			if err != nil {
 				return nil, err
 			}
-			// What a placeholder stands for is known when the config loads.
+			// What a placeholder stands for is known when the config loads, and a file may be
+			// on the machine that loads it only.
 			if !strings.Contains(page, "{") {
-				if _, _, err := checkPage(page); err != nil {
+				if _, err := parsePageSource(page); err != nil {
 					return nil, h.WrapErr(err)
 				}
 			}

@@ -640,6 +640,13 @@ func (m *member) showPages(st *state) {
 	}
 }
 
+// forgetPages keeps no renderings of a site that is open.
+func (m *member) forgetPages() {
+	for _, s := range m.pages {
+		s.forget()
+	}
+}
+
 // keepPage gets a page now, at regular times and whenever it is wanted, until
 // the config ends or another one does it.
 func (a *App) keepPage(p *customPage) {

@@ -373,7 +373,7 @@ func TestPageIsRenderedOnce(t *testing.T) {
 	for i := range visitors {
 		wg.Go(func() {
 			w := new(benchWriter)
-			if err := gate.ServeHTTP(w, benchRequest(http.Header{"Accept-Encoding": {[]string{"gzip", ""}[i%2]}}), benchApp); err != nil {
+			if err := gate.ServeHTTP(w, benchRequest(t, http.Header{"Accept-Encoding": {[]string{"gzip", ""}[i%2]}}), benchApp); err != nil {
 				t.Error(err)
 			}
 			shown := gate.document(t.Context(), shop.current())
@@ -392,6 +392,42 @@ func TestPageIsRenderedOnce(t *testing.T) {
 		t.Errorf("%d visitors took %d MiB", visitors, took)
 	}
 	s.wantPage("/", strings.Replace(page, messagePlaceholder, "New.", 1))
+}
+
+// A page that is rendered for a maintenance is forgotten with it.
+func TestRenderingEndsWithTheMaintenance(t *testing.T) {
+	host := newPageHost(t, answers(html, "<p>{maintenance.message}"))
+	s := start(t, shopWith(host.url("/page")))
+	s.untilPages("shop", "ok")
+	app, err := runningApp()
+	if err != nil {
+		t.Fatal(err)
+	}
+	shown := app.members["shop"].pages[0]
+	for name, end := range map[string]func(){
+		"off": func() { s.delete("shop") },
+		"until": func() {
+			s.patch("shop", `{"until": "`+time.Now().Add(100*time.Millisecond).Format(time.RFC3339Nano)+`"}`)
+		},
+	} {
+		s.put("shop", `{"message": "Hello."}`)
+		s.wantPage("/", "<p>Hello.")
+		if shown.last.Load() == nil {
+			t.Errorf("%s: the page is not rendered while the site is on", name)
+		}
+		st := app.members["shop"].current()
+		end()
+		eventually(t, func() error {
+			if shown.last.Load() != nil {
+				return errors.New("the page is still kept as it was shown")
+			}
+			return nil
+		})
+		shown.document(st) // by a visitor who comes late
+		if shown.last.Load() != nil {
+			t.Errorf("%s: a visitor who comes late has the page kept", name)
+		}
+	}
 }
 
 // When a page is fetched
@@ -1325,21 +1361,6 @@ func TestWrongPageIsRefused(t *testing.T) {
 		{`page https://bob:hunter2?x@status.example/y`, unparsable},
 		{`page https://bob:hunter2#x@status.example/y`, unparsable},
 		{"page `https://bob:hunter2\"x@status.example/y`", unparsable},
-		{`page .`, `page: ` + dir + ` is not a regular file`},
-		{`page missing.html`, `page: ` + at("missing.html") + missing},
-		{`page sub/missing.html`, `page: ` + at("sub/missing.html") + missing},
-		{`page ../missing.html`, `page: ` + filepath.Join(filepath.Dir(dir), "missing.html") + missing},
-		{`page file/x.html`, `page: ` + at("file/x.html") + ` cannot be read: not a directory`},
-		{`page status.example/x.html`, `page: ` + at("status.example/x.html") + missing + `; did you mean https://status.example/x.html?`},
-		{`page status.example`, `page: ` + at("status.example") + missing + `; did you mean https://status.example?`},
-		{`page localhost:8080/x`, `page: ` + at("localhost:8080/x") + missing + `; did you mean https://localhost:8080/x?`},
-		{`page https:/status.example/x`, missing + `; did you mean https://status.example/x?`},
-		{`page notes.txt`, `page: ` + at("notes.txt") + `: it is not called .html, and does not begin like HTML`},
-		{`page empty.html`, `page: ` + at("empty.html") + `: it is empty`},
-		{`page bom.html`, `page: ` + at("bom.html") + `: it is empty`},
-		{`page latin1.html`, `page: ` + at("latin1.html") + `: it is not valid UTF-8; save it as UTF-8`},
-		{`page large.html`, `page: ` + at("large.html") + `: it is larger than 1048576 bytes`},
-
 		{`refresh`, `refresh takes one argument, and 0 are given`},
 		{`refresh 1s 2s`, `refresh takes one argument, and 2 are given`},
 		{`refresh 500ms`, `refresh: 500ms given, at least 1s is accepted`},
@@ -1356,11 +1377,39 @@ func TestWrongPageIsRefused(t *testing.T) {
 		}
 		tellsNoSecret(t, fmt.Sprint(err))
 	}
+	// What is wrong with a file is seen where the config is loaded; it may be adapted elsewhere.
+	for _, test := range []struct{ option, want string }{
+		{`page .`, `page: ` + dir + ` is not a regular file`},
+		{`page missing.html`, `page: ` + at("missing.html") + missing},
+		{`page sub/missing.html`, `page: ` + at("sub/missing.html") + missing},
+		{`page ../missing.html`, `page: ` + filepath.Join(filepath.Dir(dir), "missing.html") + missing},
+		{`page file/x.html`, `page: ` + at("file/x.html") + ` cannot be read: not a directory`},
+		{`page status.example/x.html`, `page: ` + at("status.example/x.html") + missing + `; did you mean https://status.example/x.html?`},
+		{`page status.example`, `page: ` + at("status.example") + missing + `; did you mean https://status.example?`},
+		{`page localhost:8080/x`, `page: ` + at("localhost:8080/x") + missing + `; did you mean https://localhost:8080/x?`},
+		{`page https:/status.example/x`, missing + `; did you mean https://status.example/x?`},
+		{`page notes.txt`, `page: ` + at("notes.txt") + `: it is not called .html, and does not begin like HTML`},
+		{`page empty.html`, `page: ` + at("empty.html") + `: it is empty`},
+		{`page bom.html`, `page: ` + at("bom.html") + `: it is empty`},
+		{`page latin1.html`, `page: ` + at("latin1.html") + `: it is not valid UTF-8; save it as UTF-8`},
+		{`page large.html`, `page: ` + at("large.html") + `: it is larger than 1048576 bytes`},
+	} {
+		if _, err := adapt(":8080 {\nmaintenance shop {\n" + test.option + "\n}\n}"); err != nil {
+			t.Errorf("%s\nis refused before it is loaded: %v", test.option, err)
+		}
+		err := prepare(t).validate("maintenance shop {\n" + test.option + "\n}")
+		switch {
+		case err == nil || !strings.Contains(err.Error(), test.want):
+			t.Errorf("%s\ngot  %v\nwant %s", test.option, err, test.want)
+		case !strings.Contains(test.want, "; did you mean") && strings.Contains(err.Error(), "did you mean"):
+			t.Errorf("%s\ngot  %v\nwant no question", test.option, err)
+		}
+	}
 	// What is taken for a file may be a URL, and have the secrets of one.
 	for _, page := range []string{
 		"bob:hunter2@status.example/y?t=hunter3", "https:/bob:hunter2@status.example/y?t=hunter3", "https:bob:hunter2@status.example/y?t=hunter3",
 	} {
-		_, err := adapt(":8080 {\nmaintenance shop {\npage " + page + "\n}\n}")
+		err := prepare(t).validate("maintenance shop {\npage " + page + "\n}")
 		if want := "did you mean https://status.example/y?"; err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("page %s\ngot  %v\nwant %s", page, err, want)
 		}

@@ -48,6 +48,7 @@ func (h *Handler) respond(w http.ResponseWriter, r *http.Request, st *state, ret
 		"Content-Type", contentType,
 		"Content-Length", strconv.Itoa(len(body)),
 		"X-Content-Type-Options", "nosniff",
+		"Referrer-Policy", "no-referrer",
 	)
 	if h.Refresh > 0 {
 		header.Set("Refresh", strconv.FormatInt(wholeSeconds(time.Duration(h.Refresh)), 10))
@@ -99,9 +100,11 @@ var appHeaders = []string{
 	"Sec-Websocket-Protocol", "Set-Cookie", "Trailer", "Transfer-Encoding", "Upgrade",
 }
 
+const maxSpread = 60 // seconds
+
 // retryAfterSeconds counts down to the end of the maintenance, if it has one
-// and nothing else was asked for. What is added at random keeps clients from
-// all coming back in the same second.
+// and nothing else was asked for. What is added at random, a tenth but at most a
+// minute, keeps clients from all coming back in the same second.
 func retryAfterSeconds(o options, configured time.Duration) int64 {
 	wait := o.retryAfter(configured)
 	countDown := o.RetryAfter == "" && !o.Until.IsZero()
@@ -110,7 +113,7 @@ func retryAfterSeconds(o options, configured time.Duration) int64 {
 	}
 	seconds := max(1, wholeSeconds(wait))
 	if countDown {
-		seconds += rand.Int64N(seconds/10 + 1) //nolint:gosec // no secret
+		seconds += rand.Int64N(min(seconds/10, maxSpread) + 1) //nolint:gosec // no secret
 	}
 	return seconds
 }
@@ -218,8 +221,17 @@ func (s *shownPage) document(st *state) *document {
 			return last.document()
 		}
 	}
-	return fresh.document()
+	shown := fresh.document()
+	select {
+	case <-st.replaced: // and whoever did so may have forgotten its rendering already
+		s.last.CompareAndSwap(fresh, nil)
+	default:
+	}
+	return shown
 }
+
+// forget keeps no rendering of a state that is over.
+func (s *shownPage) forget() { s.last.Store(nil) }
 
 func (r *rendering) fits(st *state, c *pageCopy) bool {
 	return r != nil && r.state == st && r.copy == c

@@ -243,13 +243,22 @@ func TestRetryAfter(t *testing.T) {
 }
 
 func TestCountDownIsSpread(t *testing.T) {
-	o := options{Until: time.Now().Add(time.Hour)}
-	seen := make(map[int64]bool)
-	for range 1000 {
-		seen[retryAfterSeconds(o, time.Minute)] = true
-	}
-	if len(seen) < 100 {
-		t.Errorf("1000 clients get %d different times, want many", len(seen))
+	for end, most := range map[time.Duration]time.Duration{
+		5 * time.Minute: 30 * time.Second, // a tenth
+		10 * time.Hour:  time.Minute,      // and no more than that
+	} {
+		o := options{Until: time.Now().Add(end)}
+		seen := make(map[int64]bool)
+		for range 1000 {
+			seconds := retryAfterSeconds(o, time.Minute)
+			seen[seconds] = true
+			if late := time.Duration(seconds)*time.Second - end; late < -time.Second || late > most {
+				t.Fatalf("%s before the end a client is told to come %s after it, want at most %s", end, late, most)
+			}
+		}
+		if n := len(seen); n < int(most/time.Second)/2 {
+			t.Errorf("%s before the end 1000 clients get %d different times, want many", end, n)
+		}
 	}
 }
 
