@@ -1304,7 +1304,7 @@ func TestConfigThatFailsLeavesThePagesAsTheyAre(t *testing.T) {
 	writeFile(t, "page.html", "<p>New.")
 	missing := filepath.Join(dir, "missing.html") + " cannot be read: no such file or directory"
 	for directives, want := range map[string]string{
-		shopWith("missing.html"):    missing + ", at Caddyfile:",
+		shopWith("missing.html"):    missing,
 		shopWith("{env.TEST_PAGE}"): missing,
 		shopWith("page.html") + "\n" + siteWith("blog", "{http.request.host}"): "http.request.host",
 	} {
