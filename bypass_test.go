@@ -634,10 +634,15 @@ func TestWhatACookieLetsThroughIsNotCached(t *testing.T) {
 		handle_errors {
 			respond "Sorry." {err.status_code}
 		}`
-	s.reload(`
+	s.reload("route {" + app.directives(`
 		header Cache-Control "public, max-age=600"
 		header Expires later
 		maintenance shop
+		header {
+			-Server
+			Cache-Control "public, max-age=600"
+			CDN-Cache-Control max-age=600
+		}
 		handle /dead {
 			reverse_proxy 127.0.0.1:1
 		}
@@ -648,7 +653,7 @@ func TestWhatACookieLetsThroughIsNotCached(t *testing.T) {
 		handle /respond {
 			header Cache-Control "public, max-age=600"
 			respond "Hello."
-		}` + strings.TrimPrefix(app.directives(""), "maintenance shop"))
+		}`) + "\n}")
 	s.put("shop", withSecret)
 	tester := newTester(t, s)
 	tester.open(testLink)

@@ -13,7 +13,10 @@ import (
 
 func init() {
 	httpcaddyfile.RegisterHandlerDirective("maintenance", parseDirective)
-	httpcaddyfile.RegisterDirectiveOrder("maintenance", httpcaddyfile.Before, "redir")
+	// A header block that deletes anything is applied when the response is written. Inside
+	// the gate it applies to the app's response alone; around it, it would overwrite
+	// Cache-Control and make 503s cacheable.
+	httpcaddyfile.RegisterDirectiveOrder("maintenance", httpcaddyfile.Before, "header")
 	httpcaddyfile.RegisterGlobalOption("maintenance", parseGlobalOption)
 }
 

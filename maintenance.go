@@ -38,7 +38,9 @@ func init() {
 //
 // The page is HTML, `application/problem+json` (RFC 9457) or plain text,
 // whichever the request's `Accept` header prefers. The response is never
-// cached and carries `Retry-After` (RFC 9110, section 10.2.3).
+// cached and carries `Retry-After` (RFC 9110, section 10.2.3). Put this handler
+// before any `headers` handler in its route: one before it that is deferred would
+// overwrite `Cache-Control`.
 type Handler struct {
 	// The name of the site that this handler belongs to: 1 to 64 of
 	// `a-z 0-9 . - _ : *`, beginning with a letter, digit or `*`; upper case

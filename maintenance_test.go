@@ -82,7 +82,7 @@ func TestMatcherLimitsWhatIsGated(t *testing.T) {
 	}
 }
 
-func TestMaintenanceRunsBeforeWhatAnswersAndAfterHeaders(t *testing.T) {
+func TestMaintenanceRunsBeforeHeadersAndWhatAnswers(t *testing.T) {
 	s := start(t, `
 		redir /old /new
 		rewrite /secret /
@@ -90,16 +90,69 @@ func TestMaintenanceRunsBeforeWhatAnswersAndAfterHeaders(t *testing.T) {
 		basic_auth /secret {
 			bob $2a$14$Zkx19XLiW6VYouLHR5NmfOFU0z2GTNmpkT/5qqR7hx4IjWJPDhjvG
 		}
+		handle /handled {
+			respond "handled"
+		}
 		maintenance shop`)
 	s.put("shop", "")
-	for _, path := range []string{"/old", "/secret"} {
+	for _, path := range []string{"/old", "/secret", "/handled"} {
 		response := s.get(path)
 		if response.StatusCode != 503 {
 			t.Errorf("%s got %d, want 503", path, response.StatusCode)
 		}
-		if response.Header.Get("X-From-Site") != "yes" {
-			t.Errorf("%s lacks the header of the site", path)
+		if got := response.Header.Get("X-From-Site"); got != "" {
+			t.Errorf("%s has the X-From-Site %q of the app's responses", path, got)
 		}
+	}
+	s.delete("shop")
+	if got := s.get("/").Header.Get("X-From-Site"); got != "yes" {
+		t.Errorf("the app's response has X-From-Site %q, want yes", got)
+	}
+}
+
+func TestMaintenanceRunsAfterVarsAndMap(t *testing.T) {
+	s := start(t, `
+		maintenance shop {
+			bypass {
+				vars from_vars yes
+			}
+			bypass {
+				vars {from_map} yes
+			}
+		}
+		vars /vars from_vars yes
+		map {path} {from_map} {
+			/map yes
+			default no
+		}`)
+	s.put("shop", "")
+	s.wantStatus("/vars", 200)
+	s.wantStatus("/map", 200)
+	s.wantStatus("/", 503)
+}
+
+// In a route, directives run in the order in which they are written.
+func TestHeadersBeforeTheGateInARouteAreOnThe503(t *testing.T) {
+	s := start(t, `
+		route {
+			header X-From-Site yes
+			header {
+				-Server
+				X-Deferred yes
+			}
+			maintenance shop
+		}`)
+	for _, want := range []int{200, 503} {
+		response := s.get("/")
+		if response.StatusCode != want {
+			t.Errorf("got %d, want %d", response.StatusCode, want)
+		}
+		for name, want := range map[string]string{"X-From-Site": "yes", "X-Deferred": "yes", "Server": ""} {
+			if got := response.Header.Get(name); got != want {
+				t.Errorf("%d has %s %q, want %q", response.StatusCode, name, got, want)
+			}
+		}
+		s.put("shop", "")
 	}
 }
 

@@ -119,16 +119,18 @@ func TestPageShowsMessageAndEndEscaped(t *testing.T) {
 
 func TestResponseIsNeverCachedNorTakenForTheAppsOwn(t *testing.T) {
 	s := start(t, `
-		header {
-			ETag "v1"
-			Last-Modified "Mon, 02 Jan 2006 15:04:05 GMT"
-			Expires "Mon, 02 Jan 2096 15:04:05 GMT"
-			CDN-Cache-Control max-age=600
-			Surrogate-Control max-age=600
-			Cache-Control max-age=600
-			Vary Origin
-		}
-		maintenance shop`)
+		route {
+			header {
+				ETag "v1"
+				Last-Modified "Mon, 02 Jan 2006 15:04:05 GMT"
+				Expires "Mon, 02 Jan 2096 15:04:05 GMT"
+				CDN-Cache-Control max-age=600
+				Surrogate-Control max-age=600
+				Cache-Control max-age=600
+				Vary Origin
+			}
+			maintenance shop
+		}`)
 	s.put("shop", "")
 	response := s.get("/")
 	for _, name := range []string{"ETag", "Last-Modified", "Expires", "CDN-Cache-Control", "Surrogate-Control"} {
@@ -151,6 +153,31 @@ func TestResponseIsNeverCachedNorTakenForTheAppsOwn(t *testing.T) {
 	s.delete("shop")
 	if got := s.get("/").Header.Get("ETag"); got != `v1` {
 		t.Errorf("ETag of the app is %q", got)
+	}
+}
+
+// Caddy applies a header directive that deletes anything when the response is written.
+func TestDeferredHeadersDoNotReachThe503(t *testing.T) {
+	s := start(t, `
+		header {
+			-Server
+			Cache-Control "public, max-age=3600"
+			Expires "Mon, 02 Jan 2096 15:04:05 GMT"
+		}
+		header >ETag "v1"
+		header ?Surrogate-Control max-age=600
+		maintenance shop`)
+	if got := s.get("/").Header.Get("Cache-Control"); got != "public, max-age=3600" {
+		t.Errorf("Cache-Control of the app is %q", got)
+	}
+	s.put("shop", "")
+	response := s.get("/")
+	for name, want := range map[string]string{
+		"Cache-Control": "no-store", "Expires": "", "ETag": "", "Surrogate-Control": "", "Server": "Caddy",
+	} {
+		if got := response.Header.Get(name); got != want {
+			t.Errorf("%s is %q, want %q", name, got, want)
+		}
 	}
 }
 

@@ -61,8 +61,10 @@ func (p *process) caddyfile(mark string) string {
 		%s
 	}
 	%s {
-		header X-Config %s
-		maintenance shop
+		route {
+			header X-Config %s
+			maintenance shop
+		}
 		respond "app"
 	}`, p.admin, p.options, p.url, mark)
 }

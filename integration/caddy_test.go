@@ -341,12 +341,12 @@ func (c *caddy) caddyfile(sites ...site) string {
 		fmt.Fprintf(&b, `
 http://%s {
 	%s
-	maintenance %s %s
+	%s
 	reverse_proxy %s {
 		stream_close_delay 10m
 	}
 }
-`, s.address, s.directives, s.name, s.block, s.upstream)
+`, s.address, s.directives, s.gate(), s.upstream)
 	}
 	return b.String()
 }

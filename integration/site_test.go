@@ -15,6 +15,7 @@ import (
 type site struct {
 	name, address, upstream string
 	block                   string // of its maintenance directive
+	mark                    string // header field of every response
 	directives              string // further ones
 }
 
@@ -26,8 +27,18 @@ func newSite(t *testing.T, name string, upstream *app) site {
 // marked returns the site with a header that tells by which config a response
 // was made.
 func (s site) marked(config int) site {
-	s.directives = "header X-Config " + strconv.Itoa(config)
+	s.mark = "X-Config " + strconv.Itoa(config)
 	return s
+}
+
+// gate returns the maintenance directive, which a header field that the 503 is to have
+// precedes in a route.
+func (s site) gate() string {
+	gate := fmt.Sprintf("maintenance %s %s", s.name, s.block)
+	if s.mark != "" {
+		return "route {\nheader " + s.mark + "\n" + gate + "\n}"
+	}
+	return gate
 }
 
 func (s site) url() string { return "http://" + s.address + "/" }
