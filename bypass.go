@@ -233,9 +233,7 @@ func newUncached(w http.ResponseWriter) *uncached {
 }
 
 func forbidCaching(header http.Header) {
-	header.Del("Expires")
-	header.Del("CDN-Cache-Control")
-	header.Del("Surrogate-Control")
+	deleteCacheHeaders(header)
 	header.Set("Cache-Control", "private, no-store")
 }
 

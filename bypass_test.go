@@ -606,7 +606,7 @@ func newCookieApp(t *testing.T) string {
 func TestWhatACookieLetsThroughIsNotCached(t *testing.T) {
 	app := newWitness(t)
 	app.Config.Handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		for _, name := range []string{"Expires", "CDN-Cache-Control", "Surrogate-Control"} {
+		for _, name := range foreignCacheHeaders {
 			w.Header().Set(name, "max-age=600")
 		}
 		w.Header().Set("Cache-Control", "public, max-age=600")
@@ -636,12 +636,12 @@ func TestWhatACookieLetsThroughIsNotCached(t *testing.T) {
 		}`
 	s.reload("route {" + app.directives(`
 		header Cache-Control "public, max-age=600"
-		header Expires later
+		header X-Accel-Expires 600
 		maintenance shop
 		header {
 			-Server
 			Cache-Control "public, max-age=600"
-			CDN-Cache-Control max-age=600
+			Edge-Control max-age=600
 		}
 		handle /dead {
 			reverse_proxy 127.0.0.1:1
@@ -666,11 +666,12 @@ func TestWhatACookieLetsThroughIsNotCached(t *testing.T) {
 			if got.StatusCode != want {
 				t.Errorf("%s %s got %d, want %d", method, path, got.StatusCode, want)
 			}
-			for name, want := range map[string]string{
-				"Cache-Control": "private, no-store", "Expires": "", "CDN-Cache-Control": "", "Surrogate-Control": "",
-			} {
-				if got := strings.Join(got.Header.Values(name), " and "); got != want {
-					t.Errorf("%s %s has %s %q, want %q", method, path, name, got, want)
+			if got := got.Header.Values("Cache-Control"); !slices.Equal(got, []string{"private, no-store"}) {
+				t.Errorf("%s %s has Cache-Control %q", method, path, got)
+			}
+			for _, name := range foreignCacheHeaders {
+				if got := got.Header.Values(name); len(got) > 0 {
+					t.Errorf("%s %s has %s %q", method, path, name, got)
 				}
 			}
 		}

@@ -36,9 +36,10 @@ func (h *Handler) respond(w http.ResponseWriter, r *http.Request, st *state, ret
 	}
 
 	header := w.Header()
-	for _, name := range foreignHeaders {
+	for _, name := range bodyHeaders {
 		delete(header, name)
 	}
+	deleteCacheHeaders(header)
 	if contentEncoding != "" {
 		header.Set("Content-Encoding", contentEncoding)
 	}
@@ -87,10 +88,21 @@ func setEach(header http.Header, namesAndValues ...string) {
 	}
 }
 
-// foreignHeaders, in canonical form, describe or let others cache the response
-// of the app, if a header directive has set them for it.
-var foreignHeaders = []string{
-	"Etag", "Last-Modified", "Expires", "Cdn-Cache-Control", "Surrogate-Control", "Content-Encoding",
+// bodyHeaders, in canonical form, describe a body that an earlier handler expected.
+var bodyHeaders = []string{"Content-Encoding", "Etag", "Last-Modified"}
+
+// cacheHeaders, in canonical form, are older and vendors' fields that tell a cache
+// something else than Cache-Control does.
+var cacheHeaders = []string{"Edge-Control", "Expires", "Pragma", "Surrogate-Control", "X-Accel-Expires"}
+
+// deleteCacheHeaders deletes those, and the fields that target some caches only: by
+// convention their names end in -Cache-Control (RFC 9213, section 2.3).
+func deleteCacheHeaders(header http.Header) {
+	for name := range header {
+		if strings.HasSuffix(name, "-Cache-Control") || slices.Contains(cacheHeaders, name) {
+			delete(header, name)
+		}
+	}
 }
 
 // appHeaders, in canonical form, are what the app may have set for a response of
