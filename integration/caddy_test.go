@@ -69,7 +69,11 @@ func (c *caddy) run(path string) {
 		c.t.Fatal(err)
 	}
 	defer log.Close()
-	c.process = c.prepare("run", "--config", path, "--adapter", "caddyfile")
+	args := []string{"run", "--config", path}
+	if filepath.Ext(path) != ".json" {
+		args = append(args, "--adapter", "caddyfile")
+	}
+	c.process = c.prepare(args...)
 	c.process.Stdout, c.process.Stderr = log, log
 	if err := c.process.Start(); err != nil {
 		c.t.Fatal(err)
