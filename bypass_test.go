@@ -681,6 +681,24 @@ func TestWhatACookieLetsThroughIsNotCached(t *testing.T) {
 	}
 }
 
+func TestWhatAMatcherLetsThroughKeepsItsCacheHeaders(t *testing.T) {
+	s := start(t, `
+		maintenance shop {
+			bypass /assets/*
+		}
+		header {
+			Cache-Control "public, max-age=600"
+			CDN-Cache-Control max-age=600
+		}`)
+	s.put("shop", "")
+	got := s.get("/assets/style.css")
+	for name, want := range map[string]string{"Cache-Control": "public, max-age=600", "CDN-Cache-Control": "max-age=600"} {
+		if got := got.Header.Get(name); got != want {
+			t.Errorf("%s is %q, want %q", name, got, want)
+		}
+	}
+}
+
 // Handlers need not call WriteHeader.
 func TestResponseThatBeginsByItselfIsNotCached(t *testing.T) {
 	for name, begin := range map[string]func(w http.ResponseWriter) error{

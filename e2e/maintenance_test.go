@@ -1,8 +1,13 @@
 package e2e
 
 import (
+	"fmt"
+	"io"
 	"net/http"
+	"net/http/httptest"
 	"testing"
+
+	"github.com/chromedp/chromedp"
 )
 
 const message = "Back at <b>three</b>."
@@ -84,6 +89,40 @@ func TestScriptOfThePageReadsTheState(t *testing.T) {
 	v.opens(s.url, http.StatusServiceUnavailable)
 	v.sees("#detail", message)
 	v.sees("#until", until)
+}
+
+// A cut off EventSource gives up on the 503, and one that the app makes anew, as the
+// reference says, gets through when the site is open again.
+func TestEventSourceOpensAgainIfTheAppMakesANewOne(t *testing.T) {
+	app := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Content-Type", "text/event-stream")
+		_, _ = io.WriteString(w, "retry: 100\n\n")
+		_ = http.NewResponseController(w).Flush()
+		<-r.Context().Done()
+	}))
+	t.Cleanup(app.Close)
+	s := startShop(t, "", fmt.Sprintf("handle /events {\nreverse_proxy %s\n}", app.Listener.Addr()))
+	v := newVisitor(t)
+	v.opens(s.url, http.StatusOK)
+	if err := v.run(chromedp.Evaluate(`
+		var events, refused = 0;
+		function listen() {
+			events = new EventSource("/events");
+			events.onerror = () => {
+				if (events.readyState === EventSource.CLOSED) {
+					refused++;
+					setTimeout(listen, 500);
+				}
+			};
+		}
+		listen();`, nil)); err != nil {
+		t.Fatal(err)
+	}
+	v.awaits("events.readyState === EventSource.OPEN")
+	s.maintenance("on", "shop", "--terminate-after", "1ms")
+	v.awaits("refused > 1") // by the 503, which a new one meets as well
+	s.maintenance("off", "shop")
+	v.awaits("events.readyState === EventSource.OPEN")
 }
 
 // The site's own policy is for the app: what the page has in itself is not from the
