@@ -64,7 +64,7 @@ func (a adminAPI) serve(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	defer sites.release(m.site)
+	defer sites.letGo(m.site)
 	if err := m.ready(r.Context()); err != nil {
 		return err
 	}
@@ -72,7 +72,7 @@ func (a adminAPI) serve(w http.ResponseWriter, r *http.Request) error {
 }
 
 // retainSite returns the running config's site of that name, which the caller must
-// release. Until then no reload makes the site another one.
+// let go. Until then no reload makes the site another one.
 func retainSite(name string) (*App, *member, error) {
 	for {
 		app, err := runningApp()

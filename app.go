@@ -503,13 +503,13 @@ func (a *App) restore(m *member) (begun bool) {
 	select {
 	case m.switching <- struct{}{}:
 	default:
-		sites.release(m.site)
+		sites.letGo(m.site)
 		return false
 	}
 	go func() {
 		defer func() {
 			<-m.switching
-			sites.release(m.site)
+			sites.letGo(m.site)
 		}()
 		ctx, cancel := patience(a.ctx)
 		defer cancel()
@@ -572,7 +572,7 @@ func (a *App) switchSite(m *member, by origin, decide func(*state) (*change, err
 	go func() {
 		defer func() {
 			<-m.switching
-			sites.release(m.site)
+			sites.letGo(m.site)
 		}()
 		done <- a.carryOut(m, by, decide)
 	}()

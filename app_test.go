@@ -712,6 +712,33 @@ func TestSwitchWithSlowBodyIsAboutTheSiteThatIsThere(t *testing.T) {
 	s.wantStatus("/", 503)
 }
 
+// Who retains a site keeps nobody from reading its record when a config brings it back,
+// before that serves a request.
+//
+// G1
+func TestRetainedSiteThatReturnsIsReadAgain(t *testing.T) {
+	s := start(t, "maintenance shop")
+	s.delete("shop")
+	shop := siteNamed("shop")
+	if !sites.retain(shop) { // as a request of the admin API does that waits
+		t.Fatal("no config refers to the site")
+	}
+	s.reload("")
+	s.storage.set(shopKey, fmt.Sprintf(`{"version": %d, "enabled": true}`, time.Now().Add(time.Hour).UnixMicro()))
+	hang, answer := hangOn("load", shopKey)
+	s.storage.setFault(hang)
+	s.reload("maintenance shop")
+	impatient := &http.Client{Timeout: 200 * time.Millisecond, Transport: &http.Transport{DisableKeepAlives: true}}
+	if response, err := impatient.Get(s.url); err == nil {
+		response.Body.Close()
+		t.Errorf("a request got %d before the record was read", response.StatusCode)
+	}
+	answer()
+	s.wantStatus("/", 503)
+	sites.letGo(shop)
+	s.wantStatus("/", 503)
+}
+
 // While a record that was lost is being written again, a reload that removes the site
 // and one that brings it back find it as it was.
 //

@@ -296,6 +296,7 @@ func prepare(t *testing.T) *server {
 		if err := caddy.Stop(); err != nil {
 			t.Error(err)
 		}
+		noSiteIsLeft(t) // for the next test, which has another storage
 	})
 	return s
 }

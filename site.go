@@ -35,31 +35,39 @@ func (p *sitePool) acquire(name string) *site {
 		s = newSite(name)
 		p.byName[name] = s
 	}
-	if s.refs == 0 {
+	if s.handlers == 0 {
 		s.reload()
 	}
-	s.refs++
+	s.handlers++
 	s.orphaned.Store(false)
 	return s
 }
 
-// retain keeps a site from being forgotten until it is released. It reports false,
+// release ends what acquire began.
+func (p *sitePool) release(s *site) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	s.handlers--
+	p.dropIfUnused(s)
+}
+
+// retain keeps a site from being forgotten until it is let go. It reports false,
 // and does nothing, if no config refers to the site any more.
 func (p *sitePool) retain(s *site) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if s.refs == 0 {
+	if s.handlers == 0 {
 		return false
 	}
-	s.refs++
+	s.retained++
 	return true
 }
 
-func (p *sitePool) release(s *site) {
+// letGo ends what retain began.
+func (p *sitePool) letGo(s *site) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	s.refs--
-	s.orphaned.Store(s.refs == 0)
+	s.retained--
 	p.dropIfUnused(s)
 }
 
@@ -71,7 +79,8 @@ func (p *sitePool) collect(s *site) {
 }
 
 func (p *sitePool) dropIfUnused(s *site) {
-	if s.refs == 0 && s.inFlight.Load() == 0 && p.byName[s.name] == s {
+	s.orphaned.Store(s.handlers+s.retained == 0)
+	if s.orphaned.Load() && s.inFlight.Load() == 0 && p.byName[s.name] == s {
 		delete(p.byName, s.name)
 	}
 }
@@ -100,8 +109,9 @@ type site struct {
 
 	reading atomic.Int32 // reads of the record under way
 
-	orphaned atomic.Bool // no handler is left
-	refs     int         // handlers and switches under way; guarded by the pool
+	orphaned atomic.Bool // nothing but requests in flight is left
+	handlers int         // of loaded configs; guarded by the pool
+	retained int         // by requests of the admin API, and by what goes on for the site; guarded by the pool
 
 	// switching holds a token while a switch of the site is under way. highest,
 	// guarded by it, is the highest version that it has tried to store, which
