@@ -1,0 +1,138 @@
+package page
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"mime"
+	"net/http"
+	"regexp"
+	"strings"
+	"time"
+	"unicode/utf8"
+)
+
+const (
+	maxSize         = 1 << 20
+	maxPlaceholders = 100 // in a page, so that a message cannot blow it up
+)
+
+// Copy is a custom page as it was fetched. It is stored as JSON. A copy that Page or
+// View has been given must not be changed any more.
+type Copy struct {
+	HTML         []byte    `json:"html"`
+	Charset      string    `json:"charset"`
+	ETag         string    `json:"etag,omitempty"`
+	LastModified string    `json:"last_modified,omitempty"`
+	FetchedAt    time.Time `json:"fetched_at"`
+
+	// document is the page as it is shown, nil if it has placeholders. Then each site
+	// has its own.
+	document *Document
+}
+
+var (
+	charsets = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._:+-]{0,39}$`)
+	bom      = []byte("\ufeff")
+)
+
+// newCopy checks that content is a page.
+func newCopy(content []byte, header http.Header) (*Copy, error) {
+	c := &Copy{
+		HTML:         bytes.TrimPrefix(content, bom),
+		Charset:      "utf-8",
+		ETag:         header.Get("Etag"),
+		LastModified: header.Get("Last-Modified"),
+		FetchedAt:    now(),
+	}
+	mediaType, parameters, _ := mime.ParseMediaType(header.Get("Content-Type"))
+	given := truncate(header.Get("Content-Type"))
+	switch {
+	case mediaType == "text/html", mediaType == "application/xhtml+xml":
+	case given == "", mediaType == "application/octet-stream", mediaType == "binary/octet-stream":
+		if !beginsLikeHTML(content) {
+			return nil, fmt.Errorf("its Content-Type is %q and it does not begin like HTML", given)
+		}
+	default:
+		return nil, fmt.Errorf("its Content-Type is %q, text/html is accepted", given)
+	}
+	// The mark at the beginning says more about the encoding than the header does.
+	if charset := parameters["charset"]; charset != "" && !bytes.HasPrefix(content, bom) {
+		c.Charset = strings.ToLower(charset)
+	}
+	if err := c.check(); err != nil {
+		return nil, err
+	}
+	return c, nil
+}
+
+// ParseCopy returns a copy that was stored.
+func ParseCopy(raw []byte) (*Copy, error) {
+	c := new(Copy)
+	if err := json.Unmarshal(raw, c); err != nil {
+		return nil, err
+	}
+	if len(c.HTML) > maxSize {
+		return nil, errTooLarge
+	}
+	if err := c.check(); err != nil {
+		return nil, err
+	}
+	return c, nil
+}
+
+// check checks what a page has to be, wherever it comes from.
+func (c *Copy) check() error {
+	if len(bytes.TrimSpace(c.HTML)) == 0 {
+		return errors.New("it is empty")
+	}
+	if !charsets.MatchString(c.Charset) {
+		return fmt.Errorf("its charset is %s, a name such as utf-8 is accepted", truncate(fmt.Sprintf("%q", c.Charset)))
+	}
+	if c.isUTF8() && !utf8.Valid(c.HTML) {
+		return errors.New("it is not valid UTF-8; save it as UTF-8, or name its charset in the Content-Type")
+	}
+	if n := c.placeholders(); n > maxPlaceholders {
+		return fmt.Errorf("it has %d placeholders, at most %d are accepted", n, maxPlaceholders)
+	}
+	return nil
+}
+
+// prepare makes the document of a page without placeholders.
+func (c *Copy) prepare() {
+	if c.placeholders() == 0 {
+		c.document = newDocument(c.HTML, c.Charset)
+	}
+}
+
+// SameAs reports whether two copies differ at most in when they were fetched.
+func (c *Copy) SameAs(other *Copy) bool {
+	return bytes.Equal(c.HTML, other.HTML) && c.Charset == other.Charset &&
+		c.ETag == other.ETag && c.LastModified == other.LastModified
+}
+
+func (c *Copy) isUTF8() bool { return c.Charset == "utf-8" || c.Charset == "utf8" }
+
+func (c *Copy) placeholders() int { return c.count(messagePlaceholder) + c.count(untilPlaceholder) }
+
+// count returns how often a placeholder is in the page.
+func (c *Copy) count(placeholder string) int {
+	return bytes.Count(c.HTML, []byte(placeholder))
+}
+
+func beginsLikeHTML(content []byte) bool {
+	return strings.HasPrefix(http.DetectContentType(bytes.TrimPrefix(content, bom)), "text/html")
+}
+
+func now() time.Time { return time.Now().UTC().Truncate(time.Second) }
+
+// truncate keeps an error readable, whatever a page's host has sent.
+func truncate(s string) string { return truncateTo(80, s) }
+
+func truncateTo(limit int, s string) string {
+	if len(s) <= limit {
+		return s
+	}
+	return strings.ToValidUTF8(s[:limit], "") + "…"
+}

@@ -1,0 +1,531 @@
+package page
+
+import (
+	"bytes"
+	"compress/gzip"
+	"context"
+	"fmt"
+	"io"
+	"maps"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+const html = "text/html; charset=utf-8"
+
+// badPages are the ways in which a page is none, and what the error says.
+var badPages = map[string]struct {
+	serve http.HandlerFunc
+	want  string
+}{
+	"silent":       {saysNothing, silence},
+	"silent body":  {begins(saysNothing), silence},
+	"drip":         {begins(func(w http.ResponseWriter, _ *http.Request) { drip(flushed{w}) }), silence},
+	"drip headers": {hijacks(ok, drip), silence},
+
+	"endless headers": {hijacks(ok, repeat("X-Filler: "+filler+"\r\n")), longHeaders},
+	"endless header":  {hijacks(ok+"X-Filler: ", repeat(filler)), longHeaders},
+	"endless hints":   {hijacks("", repeat("HTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\n")), longHeaders},
+	"endless body":    {endless, tooLarge},
+	"endless chunk":   {hijacks(ok+"Transfer-Encoding: chunked\r\n\r\n", repeat("1;"+filler)), "line too long"},
+	"bomb":            {bomb, tooLarge},
+	"too large":       {answers(html, strings.Repeat("x", maxSize+1)), tooLarge},
+
+	"loop":            {redirects("/page" + query), "more than 5 redirects"},
+	"to admin":        {redirects("http://" + userinfo + "localhost:2019/config/" + query), "a redirect to http://localhost:2019/config/, followed is one to https or to the same scheme, host and port"},
+	"to file":         {redirects("file:///etc/passwd"), "a redirect to file:///etc/passwd, followed is"},
+	"to an odd query": {redirects(`http://other.example/lost?q="a b"&token=hunter3`), "a redirect to http://other.example/lost"},
+	"to nowhere":      {redirects("http://" + userinfo + "no where/" + query), "Location"},
+
+	"empty":     {answers(html, ""), "it is empty"},
+	"blank":     {answers(html, "\ufeff \r\n\t"), "it is empty"},
+	"no text":   {status(204), "status 204, 200 is accepted"},
+	"not found": {status(404), "status 404, 200 is accepted"},
+	"broken":    {status(500), "status 500, 200 is accepted"},
+	"unchanged": {status(304), "status 304, 200 is accepted"},
+
+	"JSON":          {answers("application/json", `{"a": 1}`), `its Content-Type is "application/json", text/html is accepted`},
+	"octets":        {answers("binary/octet-stream", "\x7fELF"), `its Content-Type is "binary/octet-stream" and it does not begin like HTML`},
+	"untyped":       {answers("", "Hello."), `its Content-Type is "" and it does not begin like HTML`},
+	"long type":     {answers("text/"+strings.Repeat("x", 50_000), "Hello."), "text/html is accepted"},
+	"invalid UTF-8": {answers("text/html", "<p>\xfc"), "it is not valid UTF-8"},
+	"brotli":        {encodes("br", "<p>Mine."), `its Content-Encoding is "br", gzip or none is accepted`},
+	"no gzip":       {encodes("gzip", "<p>Mine. It is not compressed at all."), "gzip: invalid header"},
+	"full":          {answers(html, strings.Repeat(messagePlaceholder+untilPlaceholder, 51)), "it has 102 placeholders, at most 100 are accepted"},
+	"bad charset":   {answers(`text/html; charset="utf-8 evil"`, "<p>Mine."), "its charset is "},
+
+	"breaks off": {hijacks(ok+"Content-Type: text/html\r\nContent-Length: 100\r\n\r\n<p>Mine.", nil), "unexpected EOF"},
+	"hangs up":   {hijacks("", nil), "EOF"},
+	"no HTTP":    {hijacks("SSH-2.0-"+strings.Repeat("x", 50_000)+"\r\n", nil), "malformed HTTP"},
+}
+
+const (
+	userinfo = "bob:hunter2@"
+	query    = "?token=hunter3"
+
+	silence     = "no complete answer within 10s"
+	longHeaders = "headers exceeded 65536 bytes"
+	tooLarge    = "it is larger than 1048576 bytes"
+	ok          = "HTTP/1.1 200 OK\r\n"
+)
+
+var filler = strings.Repeat("x", 4000)
+
+// G9
+func TestBadPageIsAnErrorThatTellsNoSecret(t *testing.T) {
+	for name, bad := range badPages {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				host := newHost(t, bad.serve)
+				began := time.Now()
+				c, err := host.fetch(nil)
+				if c != nil || err == nil || !strings.Contains(err.Error(), bad.want) {
+					t.Fatalf("got %v, %v\nwant %q", c, err, bad.want)
+				}
+				if took := time.Since(began); took > fetchTimeout {
+					t.Errorf("it took %s", took)
+				}
+				if len(err.Error()) > maxFetchError+10 {
+					t.Errorf("the error has %d bytes: %.200s", len(err.Error()), err)
+				}
+				noSecretIn(t, err.Error())
+				host.expectAllClosed()
+				for other := range host.asked {
+					if other != "page.example" {
+						t.Errorf("%s was asked", other)
+					}
+				}
+			})
+		})
+	}
+}
+
+func TestGoodPageLeavesNoConnection(t *testing.T) {
+	large := "<p>" + strings.Repeat("x", maxSize-3)
+	for name, test := range map[string]struct {
+		serve http.HandlerFunc
+		want  string
+	}{
+		"small":      {answers(html, "<p>Mine."), "<p>Mine."},
+		"largest":    {compressed(large), large},
+		"redirected": {hops, "<p>Mine."},
+		"as it is asked for": {func(w http.ResponseWriter, r *http.Request) {
+			user, password, _ := r.BasicAuth()
+			answers(html, strings.Join([]string{user, password, r.URL.RawQuery, r.UserAgent()}, " "))(w, r)
+		}, "bob hunter2 token=hunter3 caddy-maintenance"},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			host := newHost(t, test.serve)
+			c, err := host.fetch(nil)
+			if err != nil || string(c.HTML) != test.want {
+				t.Errorf("%s: got %.100v (%v), want the page", name, c, err)
+			}
+			host.expectAllClosed()
+		})
+	}
+}
+
+func TestPageThatHasNotChangedIsNotSentAgain(t *testing.T) {
+	const modified = "Mon, 02 Jan 2006 15:04:05 GMT"
+	synctest.Test(t, func(t *testing.T) {
+		etag := `"v1"`
+		host := newHost(t, func(w http.ResponseWriter, r *http.Request) {
+			if r.Header.Get("If-None-Match") == etag && r.Header.Get("If-Modified-Since") == modified {
+				w.WriteHeader(http.StatusNotModified)
+				return
+			}
+			w.Header().Set("ETag", etag)
+			w.Header().Set("Last-Modified", modified)
+			answers(html, "<p>"+strings.Trim(etag, `"`))(w, r)
+		})
+		first, err := host.fetch(nil)
+		if err != nil || string(first.HTML) != "<p>v1" {
+			t.Fatalf("got %v (%v)", first, err)
+		}
+		if again, err := host.fetch(first); again != nil || err != nil {
+			t.Errorf("got %v (%v), want that nothing has changed", again, err)
+		}
+		host.expectAllClosed()
+		etag = `"v2"`
+		if second, err := host.fetch(first); err != nil || string(second.HTML) != "<p>v2" {
+			t.Errorf("got %v (%v), want v2", second, err)
+		}
+	})
+}
+
+// What a host once said about a page, and is kept in storage, must not keep it from
+// being fetched: many servers refuse a request of more than some 8 KiB.
+//
+// G9
+func TestLongETagIsNotSentBack(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		host := newHost(t, func(w http.ResponseWriter, r *http.Request) {
+			if len(r.Header["If-None-Match"]) > 0 {
+				t.Errorf("an ETag of %d bytes is sent", len(r.Header.Get("If-None-Match")))
+			}
+			w.WriteHeader(http.StatusNotModified)
+		})
+		last := testCopy("<p>")
+		last.ETag = `"` + strings.Repeat("x", 32<<10) + `"`
+		if _, err := host.fetch(last); err == nil || !strings.Contains(err.Error(), "status 304") {
+			t.Errorf("got %v, want status 304 refused, which was not asked for", err)
+		}
+	})
+}
+
+func TestRedirectsThatAreFollowed(t *testing.T) {
+	for _, test := range []struct {
+		from, to string
+		follow   bool
+	}{
+		{"http://a/x", "http://a/y", true},
+		{"http://a/x", "http://A:80/y", true},
+		{"http://a:80/x", "http://a/y", true},
+		{"http://a/x", "http://a:443/y", false},
+		{"http://a:8080/x", "http://a/y", false},
+		{"http://a/x", "http://b/y", false},
+		{"http://a/x", "https://b/y", true},
+		{"https://a/x", "https://b:8443/y", true},
+		{"https://a/x", "http://a/y", false},
+		{"https://a:8443/x", "http://a:8443/y", false},
+		{"http://a/x", "ftp://a/y", false},
+		{"https://a/x", "file:///y", false},
+	} {
+		from, to := httptest.NewRequest(http.MethodGet, test.from, nil), httptest.NewRequest(http.MethodGet, test.to, nil)
+		if err := checkRedirect(to, []*http.Request{from}); (err == nil) != test.follow {
+			t.Errorf("from %s to %s: %v", test.from, test.to, err)
+		}
+	}
+}
+
+// G9
+func TestPagesOverHTTPS(t *testing.T) {
+	for name, test := range map[string]struct {
+		serve http.HandlerFunc
+		want  string
+	}{
+		"good":          {answers(html, "<p>Mine."), ""},
+		"redirect":      {redirects("/hops-0"), ""},
+		"other host":    {redirects("//other.example/hops-0"), ""},
+		"to http":       {redirects("http://page.example/hops-0"), "followed is one to https or to the same scheme, host and port"},
+		"endless body":  {endless, tooLarge},
+		"large headers": {headers(http.Header{"X-Filler": slices.Repeat([]string{filler}, 20)}), "header list"},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			host := newHost(t, func(w http.ResponseWriter, r *http.Request) {
+				if r.Host == "other.example" && r.Header.Get("Authorization")+r.Header.Get("Referer")+r.URL.RawQuery != "" {
+					t.Errorf("the host that was led to is told %s %s", r.URL, r.Header)
+				}
+				if r.ProtoMajor != 2 {
+					t.Errorf("%s: fetched by %s, want HTTP/2", name, r.Proto)
+				}
+				if r.URL.Path == "/page" {
+					test.serve(w, r)
+				} else {
+					hops(w, r)
+				}
+			}, (*httptest.Server).StartTLS)
+			c, err := host.fetch(nil)
+			switch {
+			case test.want == "" && (err != nil || string(c.HTML) != "<p>Mine."):
+				t.Errorf("%s: got %v (%v), want the page", name, c, err)
+			case test.want != "" && (err == nil || !strings.Contains(err.Error(), test.want)):
+				t.Errorf("%s: got %v (%v), want %q", name, c, err, test.want)
+			}
+			noSecretIn(t, fmt.Sprint(err))
+			host.expectAllClosed()
+		})
+	}
+	source, _ := ParseSource("//page.example")
+	if u := source.Location(); u != "https://page.example" {
+		t.Errorf("a URL without a scheme is read as %s", u)
+	}
+}
+
+// Other pages wait while hosts that hang tie up all that may be fetched at once.
+func TestNoMoreThan32PagesAreFetchedAtOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		host := newHost(t, saysNothing)
+		const all = maxFetches + 8
+		for range all {
+			go func() { _, _ = host.fetch(nil) }()
+		}
+		for _, want := range []int{maxFetches, all} {
+			synctest.Wait()
+			if n := host.requests(); n != want {
+				t.Errorf("%d pages are being fetched or have been, want %d", n, want)
+			}
+			time.Sleep(fetchTimeout)
+		}
+		synctest.Wait()
+
+		// One that waits for its turn does not outlast its loop.
+		full := &Fetcher{slots: make(chan struct{})}
+		ctx, cancel := context.WithCancel(t.Context())
+		go func() {
+			if _, ok := New(host.source).Next(ctx, full); ok {
+				t.Error("a page was fetched out of its turn")
+			}
+		}()
+		synctest.Wait()
+		cancel()
+	})
+}
+
+// host is the host of pages, in memory, so that synctest's clock is its clock. Every
+// name leads to it.
+type host struct {
+	*Fetcher
+	t      *testing.T
+	source Source
+	conns  chan net.Conn
+	closed chan struct{}
+	close  func()
+
+	mu    sync.Mutex
+	asked map[string]int // by host
+	open  int            // connections
+}
+
+func newHost(t *testing.T, serve http.HandlerFunc, start ...func(*httptest.Server)) *host {
+	t.Helper()
+	h := &host{Fetcher: NewFetcher(), t: t, conns: make(chan net.Conn), closed: make(chan struct{}), asked: make(map[string]int)}
+	h.close = sync.OnceFunc(func() { close(h.closed) })
+	var handlers sync.WaitGroup // those that have hijacked too
+	t.Cleanup(handlers.Wait)
+	server := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		handlers.Add(1)
+		defer handlers.Done()
+		h.mu.Lock()
+		h.asked[r.Host]++
+		h.mu.Unlock()
+		serve(w, r)
+	}))
+	server.Listener.Close()
+	server.Listener = h
+	server.EnableHTTP2 = true
+	start = append(start, (*httptest.Server).Start)
+	start[0](server)
+	t.Cleanup(server.Close)
+	transport := h.client.Transport.(*http.Transport)
+	transport.Proxy = nil
+	transport.DialContext = h.dial
+	scheme := "http://"
+	if server.TLS != nil {
+		scheme = "https://"
+		transport.TLSClientConfig = server.Client().Transport.(*http.Transport).TLSClientConfig.Clone()
+		transport.TLSClientConfig.ServerName = "example.com" // which the certificate is for
+	}
+	source, err := ParseSource(scheme + userinfo + "page.example/page" + query)
+	if err != nil {
+		t.Fatal(err)
+	}
+	h.source = source
+	return h
+}
+
+func (h *host) fetch(last *Copy) (*Copy, error) {
+	return h.Fetcher.fetch(h.t.Context(), h.source, last)
+}
+
+// requests returns how often the page was asked for.
+func (h *host) requests() int {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.asked["page.example"]
+}
+
+// expectAllClosed fails the test if a fetch has left a connection to the host.
+func (h *host) expectAllClosed() {
+	h.t.Helper()
+	synctest.Wait()
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.open > 0 {
+		h.t.Errorf("%d connections to the host are left", h.open)
+	}
+}
+
+func (h *host) dial(ctx context.Context, _, _ string) (net.Conn, error) {
+	here, there := net.Pipe()
+	select {
+	case h.conns <- there:
+	case <-h.closed:
+		return nil, net.ErrClosed
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.open++
+	return &clientConn{Conn: here, host: h}, nil
+}
+
+type clientConn struct {
+	net.Conn
+	host *host
+	once sync.Once
+}
+
+func (c *clientConn) Close() error {
+	c.once.Do(func() {
+		c.host.mu.Lock()
+		defer c.host.mu.Unlock()
+		c.host.open--
+	})
+	return c.Conn.Close()
+}
+
+func (h *host) Accept() (net.Conn, error) {
+	select {
+	case conn := <-h.conns:
+		return conn, nil
+	case <-h.closed:
+		return nil, net.ErrClosed
+	}
+}
+
+func (h *host) Close() error {
+	h.close()
+	return nil
+}
+
+func (h *host) Addr() net.Addr { return new(net.TCPAddr) }
+
+// What a host can answer
+
+func answers(contentType, body string) http.HandlerFunc {
+	return func(w http.ResponseWriter, _ *http.Request) {
+		w.Header()["Content-Type"] = nil // or it would be guessed
+		if contentType != "" {
+			w.Header().Set("Content-Type", contentType)
+		}
+		io.WriteString(w, body)
+	}
+}
+
+func status(code int) http.HandlerFunc {
+	return func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(code) }
+}
+
+func headers(header http.Header) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		maps.Copy(w.Header(), header)
+		answers(html, "<p>Mine.")(w, r)
+	}
+}
+
+func redirects(to string) http.HandlerFunc {
+	return func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Location", to)
+		w.WriteHeader(http.StatusFound)
+	}
+}
+
+// hops leads from any path by /hops-4 to /hops-0, where the page is.
+func hops(w http.ResponseWriter, r *http.Request) {
+	left, isHop := strings.CutPrefix(r.URL.Path, "/hops-")
+	n, _ := strconv.Atoi(left)
+	switch {
+	case !isHop:
+		redirects("/hops-4")(w, r)
+	case n > 0:
+		redirects(fmt.Sprintf("/hops-%d", n-1))(w, r)
+	default:
+		answers(html, "<p>Mine.")(w, r)
+	}
+}
+
+func encodes(encoding, body string) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Content-Encoding", encoding)
+		answers(html, body)(w, r)
+	}
+}
+
+func compressed(body string) http.HandlerFunc {
+	var packed bytes.Buffer
+	writer := gzip.NewWriter(&packed)
+	io.WriteString(writer, body)
+	writer.Close()
+	return encodes("gzip", packed.String())
+}
+
+// bomb sends 1 MiB that unpack to 1 GiB: members are joined (RFC 1952).
+func bomb(w http.ResponseWriter, r *http.Request) {
+	mebibyte := compressed(strings.Repeat("\x00", 1<<20))
+	for range 1 << 10 {
+		mebibyte(w, r)
+	}
+}
+
+// saysNothing takes a request and leaves it at that.
+func saysNothing(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() }
+
+// begins sends the beginning of a page, and leaves the rest to another.
+func begins(next http.HandlerFunc) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		answers(html, "<!DOCTYPE html>")(w, r)
+		w.(http.Flusher).Flush()
+		next(w, r)
+	}
+}
+
+func endless(w http.ResponseWriter, r *http.Request) {
+	begins(func(w http.ResponseWriter, _ *http.Request) { repeat(filler)(w) })(w, r)
+}
+
+// hijacks answers with what is no good HTTP, and hangs up.
+func hijacks(beginning string, rest func(io.Writer)) http.HandlerFunc {
+	return func(w http.ResponseWriter, _ *http.Request) {
+		conn, _, err := w.(http.Hijacker).Hijack()
+		if err != nil {
+			panic(err)
+		}
+		defer conn.Close()
+		io.WriteString(conn, beginning)
+		if rest != nil {
+			rest(conn)
+		}
+	}
+}
+
+// repeat writes a text until nobody reads it any more.
+func repeat(text string) func(io.Writer) {
+	return func(w io.Writer) {
+		for {
+			if _, err := io.WriteString(w, text); err != nil {
+				return
+			}
+		}
+	}
+}
+
+// drip writes a byte a second until nobody reads them any more.
+func drip(w io.Writer) {
+	for {
+		if _, err := io.WriteString(w, "x"); err != nil {
+			return
+		}
+		time.Sleep(time.Second)
+	}
+}
+
+// flushed sends at once what is written.
+type flushed struct{ http.ResponseWriter }
+
+func (f flushed) Write(b []byte) (int, error) {
+	n, err := f.ResponseWriter.Write(b)
+	if flushErr := http.NewResponseController(f.ResponseWriter).Flush(); err == nil {
+		err = flushErr
+	}
+	return n, err
+}

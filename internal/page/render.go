@@ -1,0 +1,182 @@
+package page
+
+import (
+	"bytes"
+	"compress/gzip"
+	"encoding/json"
+	"fmt"
+	"html/template"
+	"math/rand/v2"
+	"net/http"
+	"strings"
+	"time"
+	"unicode/utf8"
+)
+
+// Content is what a switch says to visitors.
+type Content struct {
+	Message string
+	Until   time.Time // when the maintenance ends, or zero
+}
+
+func (c Content) equal(other Content) bool {
+	return c.Message == other.Message && c.Until.Equal(other.Until)
+}
+
+// Document is a page as HTML.
+type Document struct {
+	ContentType string
+	HTML        []byte
+	Gzip        []byte // HTML compressed, or empty where that does not pay
+}
+
+func newDocument(html []byte, charset string) *Document {
+	return &Document{ContentType: "text/html; charset=" + charset, HTML: html, Gzip: compress(html)}
+}
+
+// compress returns nothing where compression does not pay.
+func compress(b []byte) []byte {
+	var compressed bytes.Buffer
+	writer := gzip.NewWriter(&compressed)
+	_, err := writer.Write(b)
+	if err == nil {
+		err = writer.Close()
+	}
+	if err != nil || compressed.Len() >= len(b) {
+		return nil
+	}
+	return compressed.Bytes()
+}
+
+const stockSentence = "This site is down for maintenance and will be back soon."
+
+var defaultTemplate = template.Must(template.New("page").Parse(`<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>Down for maintenance</title>
+</head>
+<body>
+<h1>Down for maintenance</h1>
+<p>{{.Sentence}}</p>
+{{- if .Until}}
+<p>It is expected back at <time datetime="{{.DateTime}}">{{.Until}}</time>.</p>
+{{- end}}
+</body>
+</html>
+`))
+
+// stockDocument is the default page of a maintenance that says nothing.
+var stockDocument = renderDefault(Content{Message: stockSentence})
+
+// Default returns the default page.
+func Default(c Content) *Document {
+	if c.equal(Content{}) {
+		return stockDocument
+	}
+	if c.Message == "" {
+		c.Message = stockSentence
+	}
+	return renderDefault(c)
+}
+
+func renderDefault(c Content) *Document {
+	var html bytes.Buffer
+	err := defaultTemplate.Execute(&html, struct{ Sentence, Until, DateTime string }{
+		c.Message, formatUntil(c.Until), c.Until.Format(time.RFC3339),
+	})
+	if err != nil {
+		panic(err) // the template and its data are ours, and so is the buffer
+	}
+	return newDocument(html.Bytes(), "utf-8")
+}
+
+// PlainText returns the default page as plain text.
+func PlainText(c Content) string {
+	text := stockSentence + "\n"
+	if c.Message != "" {
+		text = "Down for maintenance. " + c.Message + "\n"
+	}
+	if !c.Until.IsZero() {
+		text += "It is expected back at " + formatUntil(c.Until) + ".\n"
+	}
+	return text
+}
+
+// Problem returns the answer to clients that are programs (RFC 9457). The fields after
+// detail are extension members (section 3.2).
+func Problem(c Content, retryAfter int64) []byte {
+	body, err := json.Marshal(struct {
+		Title       string    `json:"title"`
+		Status      int       `json:"status"`
+		Detail      string    `json:"detail,omitempty"`
+		RetryAfter  int64     `json:"retry_after"`
+		Until       time.Time `json:"until,omitzero"`
+		Maintenance bool      `json:"maintenance"`
+	}{"Service Unavailable", http.StatusServiceUnavailable, c.Message, retryAfter, c.Until, true})
+	if err != nil {
+		panic(err) // strings, numbers and a time that was parsed from text
+	}
+	return append(body, '\n')
+}
+
+// formatUntil returns the end of a maintenance as visitors read it, if it has one.
+func formatUntil(t time.Time) string {
+	if t.IsZero() {
+		return ""
+	}
+	return t.Format("2006-01-02 15:04 MST")
+}
+
+// Seconds returns d in whole seconds, rounded up and at least 1, as Retry-After and
+// Refresh have it.
+func Seconds(d time.Duration) int64 {
+	seconds := int64(d / time.Second)
+	if d%time.Second > 0 {
+		seconds++
+	}
+	return max(1, seconds)
+}
+
+const maxSpread = 60 // seconds
+
+// SecondsUntil counts down to the end of a maintenance. It adds up to a tenth at
+// random, but at most a minute, so that clients do not all come back at once.
+func SecondsUntil(end, now time.Time) int64 {
+	seconds := Seconds(end.Sub(now))
+	return seconds + rand.Int64N(min(seconds/10, maxSpread)+1) //nolint:gosec // no secret
+}
+
+// The placeholders of a custom page.
+const (
+	messagePlaceholder = "{maintenance.message}"
+	untilPlaceholder   = "{maintenance.until}"
+)
+
+// render replaces the placeholders by what they stand for.
+func (c *Copy) render(content Content) *Document {
+	html := strings.NewReplacer(
+		messagePlaceholder, c.escape(content.Message),
+		untilPlaceholder, c.escape(formatUntil(content.Until)),
+	).Replace(string(c.HTML))
+	return newDocument([]byte(html), c.Charset)
+}
+
+// escape makes text safe in the page's text and in its attributes. For a charset other
+// than UTF-8 it returns ASCII, which every charset can be relied on to have.
+func (c *Copy) escape(text string) string {
+	text = template.HTMLEscapeString(text)
+	if c.isUTF8() {
+		return text
+	}
+	var escaped strings.Builder
+	for _, r := range text {
+		if r < utf8.RuneSelf {
+			escaped.WriteRune(r)
+		} else {
+			fmt.Fprintf(&escaped, "&#%d;", r)
+		}
+	}
+	return escaped.String()
+}

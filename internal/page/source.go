@@ -1,0 +1,100 @@
+package page
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"net/url"
+	"path/filepath"
+	"regexp"
+	"strings"
+)
+
+// Source is the URL or the absolute path of a custom page.
+type Source struct {
+	location string
+	shown    string // the location without userinfo and query, which may be secret
+	remote   bool
+}
+
+// String returns the source as it may be shown, without secrets.
+func (s Source) String() string { return s.shown }
+
+// Location returns the whole URL, secrets included, or the path. It identifies the
+// source.
+func (s Source) Location() string { return s.location }
+
+// Remote reports whether the source is a URL.
+func (s Source) Remote() bool { return s.remote }
+
+// ParseSource tells URLs from files. It does not look at the file.
+func ParseSource(text string) (Source, error) {
+	if strings.HasPrefix(text, "//") {
+		text = "https:" + text
+	}
+	if !strings.Contains(text, "://") {
+		path, err := filepath.Abs(text)
+		return Source{location: path, shown: path}, err
+	}
+	u, err := url.Parse(text)
+	if err != nil {
+		// Neither the URL nor the error is shown: a password may be what is wrong.
+		return Source{}, errors.New("the URL given cannot be parsed; " +
+			"in a password or query, percent-encode what is not a letter, digit, or one of - . _ ~")
+	}
+	source := Source{location: text, shown: withoutSecrets(u), remote: true}
+	if u.Scheme != "https" && u.Scheme != "http" {
+		return Source{}, fmt.Errorf("%q given, accepted are https, http, and for a file its path without a scheme", source)
+	}
+	if u.Hostname() == "" {
+		return Source{}, errors.New("the URL given names no host")
+	}
+	return source, nil
+}
+
+// Check returns the source of a custom page. It refuses a page that cannot be shown, as
+// far as that can be told without fetching it. What a file holds is returned as well.
+func Check(text string) (Source, *Copy, error) {
+	source, err := ParseSource(text)
+	if err != nil || source.remote {
+		return source, nil, err
+	}
+	c, err := readFile(source.location)
+	if errors.Is(err, fs.ErrNotExist) && looksLikeURL(text) {
+		return Source{}, nil, fmt.Errorf("%s; did you mean https:%s?", redact(err.Error()), redact("//"+scheme.ReplaceAllString(text, "")))
+	}
+	return source, c, err
+}
+
+// scheme matches one that lacks a slash or two.
+var scheme = regexp.MustCompile(`(?i)^https?:/?`)
+
+// looksLikeURL reports whether it may be the scheme that is missing.
+func looksLikeURL(text string) bool {
+	host, _, hasPath := strings.Cut(text, "/")
+	return strings.ContainsAny(host, ".:") && !strings.HasPrefix(host, ".") && !strings.Contains(text, "{") &&
+		(hasPath || !strings.HasPrefix(filepath.Ext(host), ".htm"))
+}
+
+// Insecure reports whether the page can be changed on its way here.
+func (s Source) Insecure() bool {
+	u, err := url.Parse(s.location)
+	if !s.remote || err != nil || u.Scheme == "https" {
+		return false
+	}
+	host := strings.ToLower(strings.TrimSuffix(u.Hostname(), "."))
+	return host != "localhost" && !strings.HasSuffix(host, ".localhost") && !net.ParseIP(host).IsLoopback()
+}
+
+// withoutSecrets returns a URL without userinfo and query.
+func withoutSecrets(u *url.URL) string {
+	public := *u
+	public.User, public.RawQuery, public.ForceQuery, public.Fragment, public.RawFragment = nil, "", false, "", ""
+	return public.String()
+}
+
+// urlSecrets matches userinfo and query of a URL in a text.
+var urlSecrets = regexp.MustCompile(`(/)[^/?#"]*@|[?#][^\s"]*`)
+
+func redact(s string) string { return urlSecrets.ReplaceAllString(s, "$1") }
