@@ -1,0 +1,107 @@
+package site
+
+import (
+	"crypto/hmac"
+	"crypto/rand"
+	"crypto/sha256"
+	"crypto/subtle"
+	"encoding/hex"
+	"errors"
+	"net/url"
+	"regexp"
+	"strings"
+)
+
+// LinkPrefix, with the secret behind it, ends the path that lets a visitor in.
+const LinkPrefix = "/.maintenance/"
+
+// Bypass is what is stored of a bypass secret: enough to know the secret and the cookie
+// again, and nothing that is either.
+type Bypass struct {
+	ID     string `json:"id"` // of a maintenance and a secret, so that the cookie ends with either
+	Secret string `json:"secret_hash"`
+	Cookie string `json:"cookie_hash"`
+}
+
+func newBypass(site, secret string) *Bypass {
+	b := &Bypass{ID: rand.Text()}
+	b.Secret = b.hash(secret)
+	b.Cookie = b.hash(b.CookieValue(site, secret))
+	return b
+}
+
+// CookieValue is the value of the cookie that lets through.
+func (b *Bypass) CookieValue(site, secret string) string {
+	mac := hmac.New(sha256.New, []byte(secret))
+	mac.Write([]byte(site + "\n" + b.ID))
+	return hex.EncodeToString(mac.Sum(nil))
+}
+
+func (b *Bypass) hash(s string) string {
+	sum := sha256.Sum256([]byte(b.ID + "\n" + s))
+	return hex.EncodeToString(sum[:])
+}
+
+// IsSecret reports whether s is the secret. A nil Bypass has none.
+func (b *Bypass) IsSecret(s string) bool { return b != nil && equal(b.hash(s), b.Secret) }
+
+// IsCookie reports whether s is the value of the cookie.
+func (b *Bypass) IsCookie(s string) bool { return b != nil && equal(b.hash(s), b.Cookie) }
+
+// ContainsSecret reports whether the secret is in a path, though that may be no link: a
+// slash too many, or another method.
+func (b *Bypass) ContainsSecret(path string) bool {
+	i := strings.LastIndex(path, LinkPrefix)
+	if i < 0 {
+		return false
+	}
+	secret, _, _ := strings.Cut(strings.TrimLeft(path[i+len(LinkPrefix):], "/"), "/")
+	return b.IsSecret(secret)
+}
+
+func equal(a, b string) bool { return subtle.ConstantTimeCompare([]byte(a), []byte(b)) == 1 }
+
+// CookieName differs from site to site, for two of them can share a host.
+func CookieName(site string) string {
+	sum := sha256.Sum256([]byte(site))
+	return "maintenance_bypass_" + hex.EncodeToString(sum[:4])
+}
+
+var secretSyntax = regexp.MustCompile(`^[A-Za-z0-9_-]{16,128}$`)
+
+// parseSecret does not say in its error what was given.
+func parseSecret(s string) (string, error) {
+	if !secretSyntax.MatchString(s) {
+		return "", errors.New("what is given does not fit, 16 to 128 of A-Z a-z 0-9 - _ are accepted")
+	}
+	return s, nil
+}
+
+// hashSecret puts what is stored of a secret in its place. A secret that is the same as
+// before stays the same to those who have its cookie.
+func (o *Options) hashSecret(site string, before *Bypass) {
+	switch {
+	case o.secret == "":
+		return
+	case before.IsSecret(o.secret):
+		o.Bypass = before
+	default:
+		o.Bypass = newBypass(site, o.secret)
+	}
+	o.secret = ""
+}
+
+// ParseBypassLink returns the secret at the end of a link, which a slash may follow, and
+// the path to go to: what stands before it, on this host in any case.
+func ParseBypassLink(u *url.URL) (before, secret string, ok bool) {
+	path := u.EscapedPath()
+	i := strings.LastIndex(path, LinkPrefix)
+	if i < 0 {
+		return "", "", false
+	}
+	before = "/" + strings.Trim(path[:i], `/\`) + "/"
+	if before == "//" {
+		before = "/"
+	}
+	return before, strings.TrimSuffix(path[i+len(LinkPrefix):], "/"), true
+}

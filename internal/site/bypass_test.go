@@ -1,0 +1,138 @@
+package site
+
+import (
+	"net/url"
+	"strings"
+	"testing"
+)
+
+const (
+	testSecret = "Open-Sesame_0123456789"
+	testLink   = LinkPrefix + testSecret
+)
+
+// A secret and its cookie are known again from hashes, whole, and no longer than the
+// maintenance and the secret last.
+func TestSecretAndCookie(t *testing.T) {
+	o := Options{secret: testSecret}
+	o.hashSecret("shop", nil)
+	b := o.Bypass
+	cookie := b.CookieValue("shop", testSecret)
+	if !b.IsSecret(testSecret) || !b.IsCookie(cookie) {
+		t.Error("they are not known again")
+	}
+	for _, wrong := range []string{"", testSecret[:8], testSecret + "x", b.Secret, b.Cookie, b.ID, cookie, cookie[:32]} {
+		if b.IsSecret(wrong) || wrong != cookie && b.IsCookie(wrong) {
+			t.Errorf("%q is taken for one", wrong)
+		}
+	}
+	// As if the first half of a hash were all that is compared.
+	forged := *b
+	forged.Secret = b.Secret[:32] + strings.Repeat("0", 32)
+	if forged.IsSecret(testSecret) {
+		t.Error("a hash is compared in part only")
+	}
+	same := Options{secret: testSecret}
+	same.hashSecret("shop", b)
+	if same.Bypass != b {
+		t.Error("the same secret again ends its cookies")
+	}
+	again := Options{secret: testSecret}
+	again.hashSecret("shop", nil)
+	if again.Bypass.IsCookie(cookie) || again.Bypass.IsCookie(again.Bypass.CookieValue("wiki", testSecret)) {
+		t.Error("a cookie of another maintenance, or another site, lets in")
+	}
+	if none := (*Bypass)(nil); none.IsSecret("") || none.IsCookie("") || none.ContainsSecret(testLink) {
+		t.Error("without a secret somebody is let in")
+	}
+}
+
+// Where a link leads: back into the site, whatever the browser makes of it.
+func TestBypassLink(t *testing.T) {
+	for before, want := range map[string]string{
+		"":                       "/",
+		"/":                      "/",
+		"/a/b":                   "/a/b/",
+		"/a/b/":                  "/a/b/",
+		"/a//b":                  "/a//b/",
+		"/%C3%A4%20b":            "/%C3%A4%20b/",
+		"/a/.maintenance/b":      "/a/.maintenance/b/",
+		"//evil.example":         "/evil.example/",
+		"////evil.example//":     "/evil.example/",
+		`/\evil.example`:         "/%5Cevil.example/",
+		`/\/evil.example`:        "/%5C/evil.example/",
+		`//\evil.example`:        "/%5Cevil.example/",
+		"/%5Cevil.example":       "/%5Cevil.example/",
+		"/%2F%2Fevil.example":    "/%2F%2Fevil.example/",
+		"/%09/evil.example":      "/%09/evil.example/",
+		"/%0D%0ASet-Cookie:a=b":  "/%0D%0ASet-Cookie:a=b/",
+		"/..//evil.example":      "/..//evil.example/",
+		"/javascript:alert(1)":   "/javascript:alert(1)/",
+		"/https://evil.example":  "/https://evil.example/",
+		"//user@evil.example:80": "/user@evil.example:80/",
+		"/%3F//evil.example%23":  "/%3F//evil.example%23/",
+		"/%00":                   "/%00/",
+	} {
+		for _, slash := range []string{"", "/"} {
+			u, err := url.ParseRequestURI(before + testLink + slash)
+			if err != nil {
+				t.Fatal(err)
+			}
+			got, secret, ok := ParseBypassLink(u)
+			if !ok || got != want || secret != testSecret {
+				t.Errorf("%q: got %q, secret %q, %t, want %q", before, got, secret, ok, want)
+			}
+			expectLocal(t, got)
+		}
+	}
+	for _, path := range []string{"/", "/.maintenance", "/x.maintenance/y", "/.maintenance%2F" + testSecret} {
+		u, _ := url.ParseRequestURI(path)
+		if _, secret, ok := ParseBypassLink(u); ok {
+			t.Errorf("%s is a link with the secret %q", path, secret)
+		}
+	}
+}
+
+// Whatever has the secret in its path is known, though it may be no link.
+func TestContainsSecret(t *testing.T) {
+	b := newBypass("shop", testSecret)
+	for path, want := range map[string]bool{
+		testLink: true, testLink + "/": true, testLink + "//": true, testLink + "/x/y": true, "/a" + testLink: true,
+		"/.maintenance//" + testSecret: true,
+		"/.maintenance/":               false, testLink + "x": false, "/" + testSecret: false, testLink[:len(testLink)-1]: false, "/": false,
+	} {
+		if got := b.ContainsSecret(path); got != want {
+			t.Errorf("%s: got %t, want %t", path, got, want)
+		}
+	}
+}
+
+// expectLocal fails the test if a browser might leave the site.
+func expectLocal(t *testing.T, location string) {
+	t.Helper()
+	site, _ := url.Parse("http://shop.example/here")
+	target, err := site.Parse(location)
+	if err != nil || target.Host != site.Host || target.Scheme != site.Scheme {
+		t.Errorf("%q leads to %v (%v)", location, target, err)
+	}
+	if !strings.HasPrefix(location, "/") || strings.HasPrefix(location, "//") || strings.ContainsFunc(location, func(r rune) bool { return r <= ' ' || r == '\\' }) {
+		t.Errorf("a browser may take %q for another host", location)
+	}
+}
+
+func FuzzLink(f *testing.F) {
+	for _, seed := range []string{"", "/", "//evil.example", `/\evil.example`, `\`, "/%5C", "/%2F%2Fe", "/\t/e", "/\n", "*", "e:80", "/../", "/%zz", "/?#", "/\x00", "//u@e:80/"} {
+		f.Add(seed)
+	}
+	f.Fuzz(func(t *testing.T, before string) {
+		u := &url.URL{Path: before + testLink}
+		if parsed, err := url.ParseRequestURI(before + testLink); err == nil && strings.HasSuffix(parsed.Path, testLink) {
+			u = parsed
+		}
+		location, secret, ok := ParseBypassLink(u)
+		if !ok || secret != testSecret {
+			t.Errorf("the secret of %#v is %q (%t)", u, secret, ok)
+		}
+		expectLocal(t, location)
+	})
+}

@@ -1,0 +1,217 @@
+package site
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"reflect"
+	"strings"
+	"testing"
+	"time"
+	"unicode/utf8"
+)
+
+func TestOptionsOfABody(t *testing.T) {
+	for body, want := range map[string]string{
+		`{}`:                  `{"message":"Old.","retry_after":"5m"}`,
+		`{"message": "New."}`: `{"message":"New.","retry_after":"5m"}`,
+		`{"message": null}`:   `{"retry_after":"5m"}`,
+		`{"retry_after": "1h", "hold": "30s", "terminate_after": "1m30s"}`: `{"message":"Old.","retry_after":"1h","hold":"30s","terminate_after":"1m30s"}`,
+		`{"retry_after": null, "until": "2026-01-31T05:00:00+02:00"}`:      `{"message":"Old.","until":"2026-01-31T03:00:00Z"}`,
+		`{"message": "Zurück um drei: <b>&"}`:                              `{"message":"Zurück um drei: \u003cb\u003e\u0026","retry_after":"5m"}`,
+
+		``:                        `the body is not one JSON object, such as {"message": "Back at three."}`,
+		`null`:                    `the body is not one JSON object, such as {"message": "Back at three."}`,
+		`[]`:                      `the body is not one JSON object, such as {"message": "Back at three."}`,
+		`{}{}`:                    `the body is not one JSON object, such as {"message": "Back at three."}`,
+		"{\"message\": \"\xff\"}": `the body is not valid UTF-8`,
+		`{"reason": "x"}`:         `unknown option reason; the options are message, retry_after, until, hold, terminate_after, bypass_secret`,
+		`{"Message": "x"}`:        `unknown option Message; the options are message, retry_after, until, hold, terminate_after, bypass_secret`,
+
+		`on`:                        `the body is not one JSON object, such as {"message": "Back at three."}`,
+		` `:                         `the body is not one JSON object, such as {"message": "Back at three."}`,
+		`{`:                         `the body is not one JSON object, such as {"message": "Back at three."}`,
+		`{}}`:                       `the body is not one JSON object, such as {"message": "Back at three."}`,
+		`{"message" "x"}`:           `the body is not one JSON object, such as {"message": "Back at three."}`,
+		`{"message": null, "x": 1}`: `unknown option x; the options are message, retry_after, until, hold, terminate_after, bypass_secret`,
+
+		`{"message": 5}`:                                   `message: 5 given, a string is accepted`,
+		`{"message": "one\ntwo"}`:                          `message: a control character (U+000A) given, one line of plain text is accepted`,
+		`{"message": "pay \u202elater"}`:                   `message: a control character (U+202E) given, one line of plain text is accepted`,
+		`{"message": "pay \u2069later"}`:                   `message: a control character (U+2069) given, one line of plain text is accepted`,
+		`{"message": "` + strings.Repeat("ä", 1001) + `"}`: `message: 1001 characters given, at most 1000 are accepted`,
+
+		`{"retry_after": "soon"}`:                               `retry_after: "soon" given, a duration of at least 1s is accepted, such as "90s", "1.5h" or "1d"`,
+		`{"retry_after": "0.5s"}`:                               `retry_after: "0.5s" given, a duration of at least 1s is accepted, such as "90s", "1.5h" or "1d"`,
+		`{"retry_after": 60}`:                                   `retry_after: 60 given, a string is accepted, such as "60s"`,
+		`{"retry_after": 0}`:                                    `retry_after: 0 given, a string is accepted`,
+		`{"retry_after": -5}`:                                   `retry_after: -5 given, a string is accepted`,
+		`{"retry_after": "300"}`:                                `retry_after: "300" given, a duration of at least 1s is accepted, such as "90s", "1.5h" or "1d"`,
+		`{"retry_after": ""}`:                                   `retry_after: "" given, a duration of at least 1s is accepted, such as "90s", "1.5h" or "1d"`,
+		`{"hold": "a while"}`:                                   `hold: "a while" given, a duration above zero of at most 5m0s is accepted, such as "30s"`,
+		`{"hold": "-30s"}`:                                      `hold: "-30s" given, a duration above zero of at most 5m0s is accepted, such as "30s"`,
+		`{"hold": true}`:                                        `hold: true given, a string is accepted`,
+		`{"hold": "0s"}`:                                        `hold: "0s" given, a duration above zero of at most 5m0s is accepted, such as "30s"`,
+		`{"hold": "301s"}`:                                      `hold: "301s" given, a duration above zero of at most 5m0s is accepted, such as "30s"`,
+		`{"hold": 30}`:                                          `hold: 30 given, a string is accepted, such as "30s"`,
+		`{"hold": 301}`:                                         `hold: 301 given, a string is accepted`,
+		`{"terminate_after": "-1s"}`:                            `terminate_after: "-1s" given, a duration above zero is accepted, such as "30s"`,
+		`{"terminate_after": "30"}`:                             `terminate_after: "30" given, a duration above zero is accepted, such as "30s"`,
+		`{"terminate_after": 1.5}`:                              `terminate_after: 1.5 given, a string is accepted, such as "1.5s"`,
+		`{"terminate_after": ["30s"]}`:                          `terminate_after: ["30s"] given, a string is accepted`,
+		`{"until": "later"}`:                                    `until: "later" given, a time as in RFC 3339 is accepted, such as 2026-01-31T03:00:00Z`,
+		`{"until": "2026-01-31T02:00:00Z"}`:                     `until: 2026-01-31T02:00:00Z given, a time in the future is accepted; it is 2026-01-31T02:00:00Z now`,
+		`{"until": "9999-12-31T23:59:59-01:00"}`:                `until: 9999-12-31T23:59:59-01:00 given, a time before the year 10000 is accepted`,
+		`{"until": "15:00"}`:                                    `until: "15:00" given, a time as in RFC 3339 is accepted, such as 2026-01-31T03:00:00Z`,
+		`{"until": 1800000000}`:                                 `until: 1800000000 given, a string is accepted`,
+		`{"bypass_secret": "Fifteen-letters"}`:                  `bypass_secret: what is given does not fit, 16 to 128 of A-Z a-z 0-9 - _ are accepted`,
+		`{"bypass_secret": "Sixteen letters."}`:                 `bypass_secret: what is given does not fit, 16 to 128 of A-Z a-z 0-9 - _ are accepted`,
+		`{"bypass_secret": "Sixteen_letters-\n"}`:               `bypass_secret: what is given does not fit, 16 to 128 of A-Z a-z 0-9 - _ are accepted`,
+		`{"bypass_secret": "Sixteen-lettersé"}`:                 `bypass_secret: what is given does not fit, 16 to 128 of A-Z a-z 0-9 - _ are accepted`,
+		`{"bypass_secret": ""}`:                                 `bypass_secret: what is given does not fit, 16 to 128 of A-Z a-z 0-9 - _ are accepted`,
+		`{"bypass_secret": "` + strings.Repeat("x", 129) + `"}`: `bypass_secret: what is given does not fit, 16 to 128 of A-Z a-z 0-9 - _ are accepted`,
+		`{"bypass_secret": {"id": "x"}}`:                        `bypass_secret: a string is accepted`,
+		`{"bypass_secret": "too short"}`:                        `bypass_secret: what is given does not fit, 16 to 128 of A-Z a-z 0-9 - _ are accepted`,
+		`{"bypass_secret": 1234567890123456}`:                   `bypass_secret: a string is accepted`,
+	} {
+		g, err := parser.Body([]byte(body))
+		raw, _ := json.Marshal(g.Apply(Options{Message: "Old.", RetryAfter: Duration{"5m", 5 * time.Minute}}))
+		got := string(raw)
+		if err != nil {
+			got = err.Error()
+		}
+		if got != want {
+			t.Errorf("%s\ngot  %s\nwant %s", body, got, want)
+		}
+	}
+}
+
+func TestLogOfOptions(t *testing.T) {
+	o := given(t, `{"bypass_secret": "0123456789-ABCDEF", "until": "2026-01-31T03:00:00Z", "message": "Hello.", "hold": "30s"}`).Apply(Options{})
+	o.hashSecret("shop", nil)
+	want := map[string]any{"message": "Hello.", "until": "2026-01-31T03:00:00Z", "hold": "30s", "bypass_secret": true}
+	if got := maps.Collect(o.Log()); !reflect.DeepEqual(got, want) {
+		t.Errorf("got %v, want %v", got, want)
+	}
+}
+
+func TestRecordOrder(t *testing.T) {
+	older := &Record{Version: 1, raw: []byte("b")}
+	for _, test := range []struct {
+		r    Record
+		want bool
+	}{
+		{Record{Version: 2, raw: []byte("a")}, true},
+		{Record{Version: 0, raw: []byte("c")}, false},
+		{Record{Version: 1, raw: []byte("c")}, true},
+		{Record{Version: 1, raw: []byte("a")}, false},
+		{Record{Version: 1, raw: []byte("b")}, false},
+	} {
+		if got := test.r.NewerThan(older); got != test.want {
+			t.Errorf("version %d %s is newer: %t, want %t", test.r.Version, test.r.raw, got, test.want)
+		}
+	}
+}
+
+// What a newer version may write is used as far as this one can.
+func TestRecordOfANewerVersion(t *testing.T) {
+	for given, want := range map[string]struct{ retryAfter, hold, terminateAfter time.Duration }{
+		"later": {0, 0, 0},
+		"-1s":   {0, 0, 0},
+		"1h":    {time.Hour, maxHold, time.Hour},
+	} {
+		r, err := ParseRecord(fmt.Appendf(nil, `{"version": 1, "enabled": true, "retry_after": %q, "hold": %[1]q, "terminate_after": %[1]q, "colour": {"red": 1}}`, given), time.ParseDuration)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if r.RetryAfter != (Duration{given, want.retryAfter}) || r.Hold != (Duration{given, want.hold}) || r.TerminateAfter != (Duration{given, want.terminateAfter}) {
+			t.Errorf("%s: got %+v", given, r.Options)
+		}
+	}
+}
+
+func TestInvalidRecords(t *testing.T) {
+	for _, raw := range []string{
+		``, `null`, `{}`, `[]`, `{"version": 1}`, `{"version": 0, "enabled": false}`, `{"version": -1, "enabled": false}`,
+		`{"version": 9223372036854775807, "enabled": false}`, `{"version": 1, "enabled": "false"}`, `{"version": 1, "enabled": false`,
+		`{"version": 1, "enabled": false, "since": "yesterday"}`, `{"version": 1, "enabled": false, "hold": 5}`,
+	} {
+		if r, err := ParseRecord([]byte(raw), time.ParseDuration); !errors.Is(err, ErrInvalid) || r != nil {
+			t.Errorf("%s: got %v %v", raw, r, err)
+		}
+	}
+}
+
+func FuzzRecord(f *testing.F) {
+	for _, seed := range []string{
+		`{"version": 1, "enabled": true, "since": "2026-01-31T02:00:00Z", "message": "Hello.", "retry_after": "5m", "until": "2026-01-31T03:00:00Z"}`,
+		`{"version": 1, "enabled": true, "hold": "a while", "terminate_after": "-1s", "bypass_secret": {"id": "", "secret_hash": "", "cookie_hash": ""}}`,
+		`{"version": 1, "enabled": null}`, `{"enabled": true}`, `{"version": 1e3, "enabled": false}`, `{"VERSION": 1, "Enabled": true}`, `[]`, `null`, ``,
+	} {
+		f.Add([]byte(seed))
+	}
+	f.Fuzz(func(t *testing.T, raw []byte) {
+		r, err := ParseRecord(raw, time.ParseDuration)
+		if err != nil {
+			if !errors.Is(err, ErrInvalid) {
+				t.Errorf("%v does not say that the record is invalid", err)
+			}
+			return
+		}
+		if r.Version < 1 || r.Version > maxVersion {
+			t.Errorf("version is %d", r.Version)
+		}
+		if again, err := newRecord(r.Version, r.Enabled, r.Since, r.Options); err == nil { // else a year that has no place in JSON
+			parsed, err := ParseRecord(again.raw, time.ParseDuration)
+			if err != nil || parsed.Enabled != r.Enabled || !parsed.Since.Equal(r.Since) || !maps.Equal(maps.Collect(parsed.Log()), maps.Collect(r.Log())) {
+				t.Errorf("stored again as %s: %v", again.raw, err)
+			}
+		}
+		if r.Hold.Value < 0 || r.Hold.Value > maxHold || r.TerminateAfter.Value < 0 || r.RetryAfter.Value < 0 {
+			t.Errorf("durations are %v", r.Options)
+		}
+		if r.Bypass.IsSecret("") || r.Bypass.IsCookie("") {
+			t.Errorf("nothing is a secret or a cookie of %s", raw)
+		}
+	})
+}
+
+func FuzzOptions(f *testing.F) {
+	for _, seed := range []string{
+		`{"message": "Hello.", "retry_after": "1.5h", "until": "2999-01-01T00:00:00+01:00"}`,
+		`{"hold": "5m", "bypass_secret": "0123456789-ABCDEF"}`, `{"hold": "301s", "bypass_secret": null}`,
+		`{"message": null}`, `{"retry_after": 300}`, `{"retry_after": "1d1d"}`, `{}{}`, `{"message": "\ud800"}`, `{"message": {"a": [1]}}`, ``,
+	} {
+		f.Add([]byte(seed))
+	}
+	f.Fuzz(func(t *testing.T, body []byte) {
+		g, err := parser.Body(body)
+		if err != nil {
+			return
+		}
+		if !json.Valid(body) || bytes.TrimSpace(body)[0] != '{' {
+			t.Errorf("accepted %q", body)
+		}
+		o := g.Apply(Options{Message: "Old.", RetryAfter: Duration{"5m", 5 * time.Minute}, Until: soon})
+		if utf8.RuneCountInString(o.Message) > maxMessage || strings.ContainsFunc(o.Message, isControl) {
+			t.Errorf("accepted the message %q", o.Message)
+		}
+		if (o.RetryAfter.Value >= minRetryAfter) != (o.RetryAfter.Text != "") || (o.Hold.Value > 0) != (o.Hold.Text != "") || o.Hold.Value > maxHold {
+			t.Errorf("accepted %+v", o)
+		}
+		secret := o.secret
+		o.hashSecret("shop", nil)
+		if o.Bypass.IsSecret(secret) != (secret != "") {
+			t.Errorf("the secret %q is not known again", secret)
+		}
+		r, err := newRecord(1, true, now, o)
+		if err != nil {
+			t.Fatalf("accepted what cannot be stored: %v", err)
+		}
+		if parsed, err := ParseRecord(r.raw, time.ParseDuration); err != nil || !reflect.DeepEqual(parsed.Options, o) {
+			t.Errorf("%+v is stored as %s (%v)", o, r.raw, err)
+		}
+	})
+}

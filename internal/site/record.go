@@ -1,0 +1,70 @@
+package site
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"time"
+)
+
+// Record is a site's state as stored. Fields that are not known are ignored, and those
+// that are never change their meaning, so that instances of different versions of this
+// module can share a storage.
+type Record struct {
+	// Version orders the records of a site. It is the time of the switch in microseconds,
+	// or one more than the highest version seen if that is more.
+	Version int64     `json:"version"`
+	Enabled bool      `json:"enabled"`
+	Since   time.Time `json:"since,omitzero"`
+	Options
+
+	raw []byte // as stored
+}
+
+// maxVersion leaves room to count on from.
+const maxVersion = 1 << 62
+
+// ErrInvalid says that there is a record that nothing can be learned from.
+var ErrInvalid = errors.New("the record is corrupt")
+
+// ParseRecord returns the record that is stored as raw.
+func ParseRecord(raw []byte, durations DurationParser) (*Record, error) {
+	var r struct {
+		Record
+		Enabled *bool `json:"enabled"`
+	}
+	if err := json.Unmarshal(raw, &r); err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrInvalid, err)
+	}
+	if r.Enabled == nil {
+		return nil, fmt.Errorf("%w: enabled is missing", ErrInvalid)
+	}
+	if r.Version < 1 || r.Version > maxVersion {
+		return nil, fmt.Errorf("%w: version is %d", ErrInvalid, r.Version)
+	}
+	parsed := r.Record
+	parsed.Enabled = *r.Enabled
+	parsed.raw = raw
+	parsed.resolve(durations)
+	return &parsed, nil
+}
+
+// newRecord completes a record with its stored form.
+func newRecord(version int64, enabled bool, since time.Time, o Options) (*Record, error) {
+	r := &Record{Version: version, Enabled: enabled, Since: since, Options: o}
+	raw, err := json.Marshal(r)
+	r.raw = raw
+	return r, err
+}
+
+// Raw returns the record as it is stored.
+func (r *Record) Raw() []byte { return r.raw }
+
+// NewerThan reports whether the record takes the place of the other one.
+func (r *Record) NewerThan(other *Record) bool {
+	if r.Version != other.Version {
+		return r.Version > other.Version
+	}
+	return bytes.Compare(r.raw, other.raw) > 0
+}

@@ -1,0 +1,221 @@
+// Package site is what a site is, apart from its requests: the record that is stored of
+// it, the options of a maintenance, the bypass secret, and the state machine that
+// switches it.
+//
+// A State never changes; a Site replaces its state as a whole. What replaces one returns
+// a Change, and its caller passes that on. The package does no I/O, starts nothing, and
+// knows neither Caddy nor where records are stored: the time is an argument of whatever
+// depends on it, and so is the parser of durations.
+package site
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"iter"
+	"regexp"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// Site is the state of a site, shared by all that refer to its name.
+type Site struct {
+	Name string
+
+	state     atomic.Pointer[State]
+	publishMu sync.Mutex
+
+	// Turn holds a token while a switch of the site is under way, so that switches of one
+	// site go one at a time.
+	Turn chan struct{}
+
+	// LastVersion is the highest version that a switch has tried to store, which may still
+	// come to be stored after a failure. It is guarded by Turn.
+	LastVersion int64
+
+	// PendingVersion is the version that a switch is about to store and to publish, 0 if
+	// none is.
+	PendingVersion atomic.Int64
+
+	// Reading is how many reads of the record are under way.
+	Reading atomic.Int32
+}
+
+// New returns a site whose record has not been read yet.
+func New(name string, now time.Time) *Site {
+	s := &Site{Name: name, Turn: make(chan struct{}, 1)}
+	st := newState(Loading)
+	st.blockedSince = now
+	s.state.Store(st)
+	return s
+}
+
+// Current returns the state. It ends a maintenance whose time is over.
+func (s *Site) Current() *State {
+	st := s.state.Load()
+	if st.deadline().IsZero() {
+		return st
+	}
+	return s.currentAt(time.Now())
+}
+
+func (s *Site) currentAt(now time.Time) *State {
+	for {
+		st := s.state.Load()
+		if !st.due(now) {
+			return st
+		}
+		s.replace(st, st.expire(), now)
+	}
+}
+
+// Apply takes what was read, or stored by a switch, as the state of the site. It yields
+// the changes that this makes: none if it was no news, since a newer record is in memory;
+// two if a maintenance was over by itself before. While its caller is at work with a change,
+// no other one of the site is yielded, so that all are told of changes in their order.
+func (s *Site) Apply(read Read, cause Cause, now time.Time) iter.Seq[Change] {
+	return func(yield func(Change) bool) {
+		s.publishMu.Lock()
+		defer s.publishMu.Unlock()
+		for {
+			if r := read.Record; r != nil && r.Version == s.PendingVersion.Load() && cause.Source == SourceSync {
+				return // what a switch here has just stored is not another instance's
+			}
+			st := s.currentAt(now)
+			next := st.next(read, now)
+			if next == nil {
+				return
+			}
+			if !s.replace(st, next, now) {
+				continue
+			}
+			if change, ok := s.expiry(st); ok && !yield(change) {
+				return
+			}
+			yield(Change{Site: s, Before: st, After: next, Cause: cause})
+			return
+		}
+	}
+}
+
+// Expire yields the change that the clock has made, if it has made one, once.
+func (s *Site) Expire(now time.Time) iter.Seq[Change] {
+	return func(yield func(Change) bool) {
+		s.publishMu.Lock()
+		defer s.publishMu.Unlock()
+		if change, ok := s.expiry(s.currentAt(now)); ok {
+			yield(change)
+		}
+	}
+}
+
+// expiry returns the change to a state that has expired, the first time.
+func (s *Site) expiry(st *State) (Change, bool) {
+	if !st.expired || !st.expiryReported.CompareAndSwap(false, true) {
+		return Change{}, false
+	}
+	return Change{Site: s, Before: st.before, After: st, Cause: Cause{Source: SourceUntil}}, true
+}
+
+// replace puts next in the place of old, unless another state has done so.
+func (s *Site) replace(old, next *State, now time.Time) bool {
+	if next.closed() {
+		next.blockedSince = old.blockedSince
+		if !old.closed() {
+			next.blockedSince = now
+		}
+	}
+	if !s.state.CompareAndSwap(old, next) {
+		return false
+	}
+	close(old.changed)
+	return true
+}
+
+// Reload has requests wait until the record has been read again.
+func (s *Site) Reload(now time.Time) {
+	for {
+		st := s.currentAt(now)
+		next := newState(Loading)
+		next.record = st.record
+		if s.replace(st, next, now) {
+			return
+		}
+	}
+}
+
+// Ready waits until the record has been read, or cannot be. It has been unless the
+// process has only just begun.
+func (s *Site) Ready(ctx context.Context) error {
+	for {
+		st := s.state.Load()
+		if st.kind != Loading {
+			return nil
+		}
+		select {
+		case <-st.changed:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+// Change is what has become of a site.
+type Change struct {
+	Site          *Site
+	Before, After *State
+	Cause         Cause
+}
+
+// Cause is where a change comes from.
+type Cause struct {
+	Source   Source
+	Client   string          // of the admin API: its address
+	Answered <-chan struct{} // closed when that client has its answer; nil if there is none
+}
+
+// Source is how metrics, log and events call the cause of a change.
+type Source string
+
+// The sources of changes.
+const (
+	SourceAPI   Source = "api"   // this instance was told
+	SourceSync  Source = "sync"  // another instance was
+	SourceUntil Source = "until" // the maintenance is over by itself
+)
+
+// names is what a site may be called: it is safe in a URL path, in a log and,
+// percent-encoded, as a file name.
+var names = regexp.MustCompile(`^[a-z0-9*][a-z0-9._:*-]{0,63}$`)
+
+// reserved would read as commands.
+var reserved = []string{"on", "off", "status", "help"}
+
+// ParseName returns the name with ASCII upper case folded.
+func ParseName(name string) (string, error) {
+	if name == "" {
+		return "", errors.New("site: no name given; name the site that is switched, for example: maintenance shop")
+	}
+	folded := Fold(name)
+	if !names.MatchString(folded) {
+		return "", fmt.Errorf("site: %q given, accepted are 1 to 64 of a-z 0-9 . - _ : *, "+
+			"beginning with a letter, digit or *; a hostname makes a good name", name)
+	}
+	if slices.Contains(reserved, folded) {
+		return "", fmt.Errorf("site: %q given, which would read as a command; a hostname makes a good name", name)
+	}
+	return folded, nil
+}
+
+// Fold makes ASCII upper case lower case.
+func Fold(s string) string {
+	return strings.Map(func(r rune) rune {
+		if 'A' <= r && r <= 'Z' {
+			return r + 'a' - 'A'
+		}
+		return r
+	}, s)
+}

@@ -1,0 +1,391 @@
+package site
+
+import (
+	"errors"
+	"fmt"
+	"runtime"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+var (
+	now   = time.Date(2026, 1, 31, 2, 0, 0, 0, time.UTC)
+	past  = now.Add(-time.Hour)
+	ended = now.Add(-time.Minute)
+	soon  = now.Add(time.Minute)
+
+	parser = Parser{Durations: time.ParseDuration, Now: now}
+)
+
+func given(t *testing.T, body string) Given {
+	t.Helper()
+	g, err := parser.Body([]byte(body))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return g
+}
+
+// stored is what a record of these options reads as.
+func stored(t *testing.T, version int64, enabled bool, since time.Time, o Options) Read {
+	t.Helper()
+	r, err := newRecord(version, enabled, since, o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if r, err = ParseRecord(r.raw, time.ParseDuration); err != nil {
+		t.Fatal(err)
+	}
+	return Read{Record: r}
+}
+
+func apply(s *Site, read Read, at time.Time) (changes []Change) {
+	return slices.Collect(s.Apply(read, Cause{Source: SourceSync}, at))
+}
+
+// The table of states (design, section 8): what each switch makes of each state.
+func TestEveryStateMeetsEverySwitch(t *testing.T) {
+	old := Options{Message: "Old."}
+	reads := map[string]Read{
+		"never":   {},
+		"off":     stored(t, 1, false, past, old),
+		"on":      stored(t, 1, true, past, old),
+		"ended":   stored(t, 1, true, past, Options{Message: "Old.", Until: ended}),
+		"unknown": {Err: errors.New("disk full")},
+		"invalid": {Err: ErrInvalid},
+	}
+	const message, none = `{"message": "New."}`, `{}`
+	var never time.Time
+	for _, test := range []struct {
+		state   string
+		initial bool
+		method  string
+		want    string // word, or the word in an error; a dash if nothing is stored
+		since   time.Time
+		message string
+	}{
+		{"never", false, "PUT", "on", now, "New."},
+		{"never", false, "PATCH", "error off", never, ""},
+		{"never", false, "DELETE", "off", now, ""},
+		{"never", true, "PUT", "on", now, "New."},
+		{"never", true, "PATCH", "on", now, "New."},
+		{"never", true, "DELETE", "off", now, ""},
+
+		{"off", false, "PUT", "on", now, "New."},
+		{"off", false, "PATCH", "error off", never, ""},
+		{"off", false, "DELETE", "-", never, ""},
+
+		{"on", false, "PUT", "on", past, "New."},
+		{"on", false, "PUT none", "on", past, ""},
+		{"on", false, "PATCH", "on", past, "New."},
+		{"on", false, "PATCH none", "on", past, "Old."},
+		{"on", false, "DELETE", "off", now, ""},
+
+		{"ended", false, "PUT", "on", now, "New."},
+		{"ended", false, "PATCH", "error off", never, ""},
+		{"ended", false, "DELETE", "off", ended, ""},
+
+		{"unknown", false, "PUT", "on", now, "New."},
+		{"unknown", false, "PATCH", "error unknown", never, ""},
+		{"unknown", false, "DELETE", "off", now, ""},
+
+		{"invalid", false, "PUT", "on", now, "New."},
+		{"invalid", false, "PATCH", "error unknown", never, ""},
+		{"invalid", false, "DELETE", "off", now, ""},
+	} {
+		t.Run(fmt.Sprint(test.state, " ", test.initial, " ", test.method), func(t *testing.T) {
+			s := New("shop", now)
+			apply(s, reads[test.state], now)
+			m := map[string]Mutation{
+				"PUT": On{given(t, message)}, "PUT none": On{given(t, none)},
+				"PATCH": Patch{given(t, message)}, "PATCH none": Patch{given(t, none)}, "DELETE": Off{},
+			}[test.method]
+			r, err := Configured{s, test.initial}.Mutate(m, now)
+			if refused := new(NotOnError); errors.As(err, &refused) {
+				if got := "error " + refused.State; got != test.want {
+					t.Errorf("got %s, want %s", got, test.want)
+				}
+				return
+			}
+			if r == nil || err != nil {
+				if test.want != "-" {
+					t.Errorf("got no record and %v, want %s", err, test.want)
+				}
+				return
+			}
+			if before := s.Current().Version(); r.Version <= before {
+				t.Errorf("version %d does not replace %d", r.Version, before)
+			}
+			apply(s, Read{Record: r}, now)
+			again, err := ParseRecord(r.Raw(), time.ParseDuration)
+			if err != nil {
+				t.Fatal(err)
+			}
+			restarted := New("shop", now)
+			apply(restarted, Read{Record: again}, now)
+			for _, s := range []*Site{s, restarted} {
+				v := View{s.currentAt(now), test.initial}
+				if v.Word() != test.want || !v.Since().Equal(test.since) || v.Options().Message != test.message {
+					t.Errorf("got %s since %s, %q", v.Word(), v.Since(), v.Options().Message)
+				}
+			}
+		})
+	}
+}
+
+// What is known of a site after one read and then another.
+func TestNextState(t *testing.T) {
+	on, off := stored(t, 2, true, past, Options{}), stored(t, 1, false, past, Options{})
+	unreadable := Read{Err: errors.New("disk full")}
+	tentative := Read{Err: errors.New("the config has ended"), Tentative: true}
+	invalid := Read{Err: fmt.Errorf("%w: …", ErrInvalid)}
+	missing := Read{}
+	for _, test := range []struct {
+		name          string
+		first, second Read
+		want          Kind
+		word          string
+		changes       int // by the second
+	}{
+		{"read", Read{Tentative: true}, on, Stored, "on", 1},
+		{"newer", off, on, Stored, "on", 1},
+		{"older", on, off, Stored, "on", 0},
+		{"the same", on, on, Stored, "on", 0},
+		{"lost", on, missing, Stored, "on", 0},
+		{"spoilt", on, invalid, Stored, "on", 0},
+		{"unreadable later", on, unreadable, Stored, "on", 0},
+		{"unreadable", missing, unreadable, Unset, "off", 0},
+		{"unreadable at first", unreadable, unreadable, Unknown, "unknown", 0},
+		{"readable again", unreadable, on, Stored, "on", 1},
+		{"found to be missing", unreadable, missing, Unset, "off", 1},
+		{"removed when invalid", invalid, missing, Invalid, "unknown", 0},
+		{"mended", invalid, off, Stored, "off", 1},
+		{"spoilt before it was read", unreadable, invalid, Invalid, "unknown", 1},
+		{"tentative", tentative, missing, Unset, "off", 1},
+		{"still loading", tentative, tentative, Loading, "unknown", 0},
+	} {
+		s := New("shop", now)
+		apply(s, test.first, now)
+		changes := apply(s, test.second, now)
+		v := View{State: s.currentAt(now)}
+		if v.Kind() != test.want || v.Word() != test.word || len(changes) != test.changes {
+			t.Errorf("%s: got kind %d, %s, %d changes, want %d, %s, %d", test.name, v.Kind(), v.Word(), len(changes), test.want, test.word, test.changes)
+		}
+	}
+}
+
+// A site that comes back into the config is read again, and stays as it was if it cannot be.
+func TestReloadedSiteStaysAsItWasIfItCannotBeRead(t *testing.T) {
+	s := New("shop", now)
+	apply(s, stored(t, 1, true, past, Options{}), now)
+	s.Reload(now)
+	if v := (View{State: s.Current()}); v.Kind() != Loading || !v.Blocks() || v.Word() != "unknown" {
+		t.Errorf("while it is read again it is %s", v.Word())
+	}
+	apply(s, Read{Err: errors.New("the config has ended"), Tentative: true}, now)
+	if kind := s.Current().Kind(); kind != Loading {
+		t.Errorf("after a tentative read the kind is %d, want loading", kind)
+	}
+	apply(s, Read{Err: errors.New("disk full")}, now)
+	if v := (View{State: s.Current()}); v.Word() != "on" {
+		t.Errorf("it is %s, want on", v.Word())
+	}
+}
+
+func TestReadyWaitsForTheRecord(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := New("shop", time.Now())
+		ready := make(chan error, 1)
+		go func() { ready <- s.Ready(t.Context()) }()
+		synctest.Wait()
+		if len(ready) > 0 {
+			t.Fatal("it is ready before its record has been read")
+		}
+		apply(s, Read{}, time.Now())
+		if err := <-ready; err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// The end of a maintenance latches, is told once, and before what comes after it.
+func TestMaintenanceExpires(t *testing.T) {
+	on := stored(t, 1, true, past, Options{Message: "Old.", Until: soon})
+	s := New("shop", now)
+	apply(s, on, now)
+	if got := slices.Collect(s.Expire(soon.Add(-1))); len(got) > 0 {
+		t.Errorf("it has ended before its time: %v", got)
+	}
+	got := slices.Collect(s.Expire(soon))
+	if len(got) != 1 || got[0].Cause.Source != SourceUntil || got[0].Before.Options().Message != "Old." || !got[0].After.Expired() {
+		t.Fatalf("got %v, want the end", got)
+	}
+	if again := slices.Collect(s.Expire(soon)); len(again) > 0 {
+		t.Errorf("it has ended twice: %v", again)
+	}
+	if v := (View{State: s.currentAt(now)}); v.Word() != "off" || !v.Since().Equal(soon) {
+		t.Errorf("when the clock is set back it is %s since %s", v.Word(), v.Since())
+	}
+
+	s = New("shop", now)
+	apply(s, on, now)
+	got = apply(s, stored(t, 2, true, soon, Options{}), soon)
+	if len(got) != 2 || got[0].Cause.Source != SourceUntil || got[1].Cause.Source != SourceSync || got[1].Before != got[0].After {
+		t.Errorf("got %v, want the end and then what was read", got)
+	}
+}
+
+// One that had ended before it was read is not told of: whoever was there then has.
+func TestEndOfLongAgoIsNotTold(t *testing.T) {
+	s := New("shop", now)
+	apply(s, stored(t, 1, true, past, Options{Until: ended}), now)
+	if got := slices.Collect(s.Expire(now)); len(got) > 0 {
+		t.Errorf("got %v", got)
+	}
+	if v := (View{State: s.currentAt(now)}); v.Word() != "off" || !v.Since().Equal(ended) {
+		t.Errorf("it is %s since %s", v.Word(), v.Since())
+	}
+}
+
+// Time to terminate counts from when this instance began to block.
+func TestTerminateAt(t *testing.T) {
+	minute := Options{TerminateAfter: Duration{Text: "1m"}}
+	s := New("shop", now)
+	at := func(seconds int) time.Time { return now.Add(time.Duration(seconds) * time.Second) }
+	for _, step := range []struct {
+		name    string
+		read    Read
+		seconds int
+		want    int // seconds; 0 for never
+	}{
+		{"off", stored(t, 1, false, past, Options{}), 0, 0},
+		{"on, long ago by another's clock", stored(t, 2, true, past, minute), 10, 70},
+		{"other options", stored(t, 3, true, past, Options{Message: "x", TerminateAfter: Duration{Text: "1m"}}), 20, 70},
+		{"later", stored(t, 4, true, past, Options{TerminateAfter: Duration{Text: "2m"}}), 30, 130},
+		{"cleared", stored(t, 5, true, past, Options{}), 40, 0},
+		{"set again", stored(t, 6, true, past, minute), 50, 70},
+		{"opened", stored(t, 7, false, past, Options{}), 60, 0},
+		{"on again", stored(t, 8, true, past, minute), 65, 125},
+	} {
+		apply(s, step.read, at(step.seconds))
+		want := time.Time{}
+		if step.want > 0 {
+			want = at(step.want)
+		}
+		if got := s.currentAt(at(step.seconds)).TerminateAt(); !got.Equal(want) {
+			t.Errorf("%s: got %s, want %s", step.name, got, want)
+		}
+	}
+}
+
+// A record that a switch is about to publish is not taken for another instance's.
+func TestPendingRecordIsLeftToItsSwitch(t *testing.T) {
+	s := New("shop", now)
+	apply(s, Read{}, now)
+	r, err := Configured{Site: s}.Mutate(On{given(t, "{}")}, now)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.PendingVersion.Store(r.Version)
+	if got := apply(s, Read{Record: r}, now); len(got) > 0 {
+		t.Errorf("a sync has published it: %v", got)
+	}
+	if got := slices.Collect(s.Apply(Read{Record: r}, Cause{Source: SourceAPI}, now)); len(got) != 1 || got[0].Cause.Source != SourceAPI {
+		t.Errorf("got %v, want one change by the API", got)
+	}
+}
+
+// A version is above all that a switch has tried to store, though it failed, and above
+// that of an instance whose clock is ahead.
+func TestVersionsOnlyRise(t *testing.T) {
+	s := New("shop", now)
+	ahead := now.Add(time.Hour).UnixMicro()
+	apply(s, stored(t, ahead, false, past, Options{}), now)
+	last := ahead
+	for range 3 {
+		r, err := Configured{Site: s}.Mutate(On{given(t, "{}")}, now) // and it is not published
+		if err != nil || r.Version <= last {
+			t.Fatalf("got version %d (%v), want one above %d", r.Version, err, last)
+		}
+		last = r.Version
+	}
+}
+
+// Whoever is told of a change is told of no later one of the site before it is done.
+func TestChangesComeOneAfterTheOther(t *testing.T) {
+	s := New("shop", now)
+	var version, last atomic.Int64
+	var told atomic.Bool
+	var appliers sync.WaitGroup
+	for range 8 {
+		appliers.Go(func() {
+			for range 50 {
+				read := stored(t, version.Add(1), true, past, Options{})
+				for change := range s.Apply(read, Cause{Source: SourceSync}, now) {
+					if !told.CompareAndSwap(false, true) {
+						t.Error("told of two changes at once")
+					}
+					runtime.Gosched()
+					if before := last.Swap(change.After.Version()); change.Before.Version() != before {
+						t.Errorf("told of a change from %d after one to %d", change.Before.Version(), before)
+					}
+					told.Store(false)
+				}
+			}
+		})
+	}
+	appliers.Wait()
+	if got := last.Load(); got != 400 {
+		t.Errorf("the last version is %d, want 400", got)
+	}
+}
+
+func TestPoolKeepsWhatIsReferredTo(t *testing.T) {
+	p := NewPool(func(name string) *Site { return New(name, now) })
+	e := p.Acquire("shop", now)
+	apply(e.Value, Read{}, now)
+	if again := p.Acquire("shop", now); again != e || e.Value.Current().Kind() != Unset {
+		t.Error("a second handler has another site, or has it read again")
+	}
+	if p.Release(e) || !p.Retain(e) || p.Release(e) {
+		t.Error("it is not referred to any more")
+	}
+	p.Forget(e)
+	if p.Len() != 1 {
+		t.Error("it was forgotten though it is retained")
+	}
+	if p.Retain(e) {
+		t.Error("it was retained though no config refers to it")
+	}
+	if again := p.Acquire("shop", now); again != e || e.Value.Current().Kind() != Loading {
+		t.Error("a site that comes back is another one, or is not read again")
+	}
+	if p.LetGo(e) || !p.Release(e) {
+		t.Error("it is still referred to")
+	}
+	p.Forget(e)
+	if p.Len() != 0 {
+		t.Error("it was not forgotten")
+	}
+	other := p.Acquire("shop", now)
+	p.Forget(e)
+	if other == e || p.Len() != 1 {
+		t.Error("an entry that was dropped has another one dropped")
+	}
+}
+
+func TestName(t *testing.T) {
+	for name, want := range map[string]string{
+		"shop": "shop", "Shop.Example": "shop.example", "*.example.com": "*.example.com", "a:8080": "a:8080", "0": "0",
+		"": "", "-shop": "", "on": "", "OFF": "", "status": "", "help": "", "shöp": "", "a b": "", "a/b": "", "{host}": "",
+		fmt.Sprintf("%064d", 0): fmt.Sprintf("%064d", 0), fmt.Sprintf("%065d", 0): "",
+	} {
+		if got, err := ParseName(name); got != want || (err == nil) != (want != "") {
+			t.Errorf("%q: got %q %v, want %q", name, got, err, want)
+		}
+	}
+}
