@@ -1,0 +1,603 @@
+package store
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"example.com/caddy-maintenance/internal/site"
+)
+
+// memory is a storage that fails as a test wants it to.
+type memory struct {
+	mu     sync.Mutex
+	values map[string][]byte
+	counts map[string]int // of "load" and "store", and of each with a key
+	fault  func(ctx context.Context, op, key string) error
+}
+
+func newMemory() *memory {
+	return &memory{values: make(map[string][]byte), counts: make(map[string]int)}
+}
+
+func (m *memory) meet(ctx context.Context, op, key string) error {
+	m.mu.Lock()
+	m.counts[op]++
+	m.counts[op+" "+key]++
+	fault := m.fault
+	m.mu.Unlock()
+	if fault == nil {
+		return nil
+	}
+	return fault(ctx, op, key)
+}
+
+func (m *memory) Load(ctx context.Context, key string) ([]byte, error) {
+	if err := m.meet(ctx, "load", key); err != nil {
+		return nil, err
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	value, ok := m.values[key]
+	if !ok {
+		return nil, fs.ErrNotExist
+	}
+	return bytes.Clone(value), nil
+}
+
+func (m *memory) Store(ctx context.Context, key string, value []byte) error {
+	if err := m.meet(ctx, "store", key); err != nil {
+		return err
+	}
+	m.set(key, string(value))
+	return nil
+}
+
+func (m *memory) set(key, value string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.values[key] = []byte(value)
+}
+
+func (m *memory) get(key string) string {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return string(m.values[key])
+}
+
+func (m *memory) count(what string) int {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.counts[what]
+}
+
+func (m *memory) setFault(fault func(ctx context.Context, op, key string) error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.fault = fault
+}
+
+func failOn(what string) func(context.Context, string, string) error {
+	return func(_ context.Context, op, key string) error {
+		if strings.HasPrefix(op+" "+key, what) {
+			return errors.New("disk full")
+		}
+		return nil
+	}
+}
+
+func hangOn(what string) func(context.Context, string, string) error {
+	return func(ctx context.Context, op, key string) error {
+		if strings.HasPrefix(op+" "+key, what) {
+			<-ctx.Done()
+			return ctx.Err()
+		}
+		return nil
+	}
+}
+
+// instance is what an instance makes of the storage.
+type instance struct {
+	*Store
+	follower *Follower
+	changes  []site.Change
+}
+
+func newInstance(m *memory, names ...string) *instance {
+	s := New(m, time.ParseDuration)
+	i := &instance{Store: s, follower: &Follower{Store: s, Sites: make(map[string]*Followed), Interval: 2 * time.Second}}
+	for _, name := range names {
+		i.follower.Sites[name] = &Followed{Site: site.New(name, time.Now())}
+	}
+	return i
+}
+
+func (i *instance) site(name string) *site.Site { return i.follower.Sites[name].Site }
+
+func (i *instance) word(name string) string { return site.View{State: i.site(name).Current()}.Word() }
+
+// tick looks for switches and reads what is to be read.
+func (i *instance) tick(ctx context.Context) Tick {
+	tick := i.follower.Tick(ctx, time.Now())
+	for _, f := range tick.ToRead {
+		read := <-i.Read(ctx, f.Site)
+		f.Note(read)
+		for change := range f.Apply(read, site.Cause{Source: site.SourceSync}, time.Now()) {
+			i.changes = append(i.changes, change)
+		}
+	}
+	return tick
+}
+
+// switchSite switches as the admin API does.
+func (i *instance) switchSite(name string, m site.Mutation) error {
+	s := i.site(name)
+	if err := i.TakeTurn(s); err != nil {
+		return err
+	}
+	defer i.EndTurn(s)
+	for change, err := range i.Switch(site.Configured{Site: s}, m, site.Cause{Source: site.SourceAPI}) {
+		if err != nil {
+			return err
+		}
+		i.changes = append(i.changes, change)
+	}
+	return nil
+}
+
+func TestSwitchIsStoredBeforeItIsPublished(t *testing.T) {
+	m := newMemory()
+	i := newInstance(m, "shop")
+	i.tick(t.Context())
+	m.setFault(func(_ context.Context, op, key string) error {
+		if op != "store" {
+			return nil
+		}
+		// A sync that finds the record meanwhile leaves it to the switch.
+		read := <-i.Read(t.Context(), i.site("shop"))
+		for change := range i.site("shop").Apply(read, site.Cause{Source: site.SourceSync}, time.Now()) {
+			t.Errorf("a sync has published %+v", change)
+		}
+		if i.word("shop") != "off" {
+			t.Errorf("the site is %s while %s is being stored", i.word("shop"), key)
+		}
+		return nil
+	})
+	if err := i.switchSite("shop", site.On{}); err != nil || i.word("shop") != "on" {
+		t.Fatalf("%v, the site is %s", err, i.word("shop"))
+	}
+	if last := i.changes[len(i.changes)-1]; last.Cause.Source != site.SourceAPI || !strings.Contains(m.get(Key("shop")), `"enabled":true`) || m.get(MarkerKey) == "" {
+		t.Errorf("got %v, stored is %s", last, m.get(Key("shop")))
+	}
+}
+
+// What a switch says when the storage fails, and that nothing has changed then.
+func TestSwitchThatFailsChangesNothing(t *testing.T) {
+	const (
+		nothing = "reading state of site shop: disk full; nothing has changed, repeat it when the storage answers"
+		perhaps = "storing state of site shop: disk full; the switch may still take effect if the storage was only slow: repeat it to be sure"
+	)
+	for fault, want := range map[string]string{
+		"load " + Key("shop"):  nothing,
+		"store " + Key("shop"): perhaps,
+		"store " + MarkerKey:   perhaps,
+	} {
+		m := newMemory()
+		i := newInstance(m, "shop")
+		i.tick(t.Context())
+		m.setFault(failOn(fault))
+		if err := i.switchSite("shop", site.On{}); err == nil || err.Error() != want {
+			t.Errorf("%s fails: got %v\nwant %s", fault, err, want)
+		}
+		if i.word("shop") != "off" {
+			t.Errorf("%s fails: the site is %s", fault, i.word("shop"))
+		}
+		m.setFault(nil)
+		if err := i.switchSite("shop", site.On{}); err != nil || i.word("shop") != "on" {
+			t.Errorf("%s works again: %v, the site is %s", fault, err, i.word("shop"))
+		}
+	}
+}
+
+// Nothing waits for a storage longer than its time: a switch, the next one, a read.
+func TestNothingWaitsForEver(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := newMemory()
+		i := newInstance(m, "shop", "wiki")
+		i.tick(t.Context())
+		answer := make(chan struct{})
+		m.setFault(func(_ context.Context, op, key string) error {
+			if op == "store" && key == Key("shop") {
+				<-answer // whatever its context says
+			}
+			return nil
+		})
+		began := time.Now()
+		go i.switchSite("shop", site.On{})
+		synctest.Wait()
+		if err := i.switchSite("shop", site.Off{}); !errors.Is(err, ErrBusy) || time.Since(began) != Timeout {
+			t.Errorf("got %v after %s, want to be told that it is busy after %s", err, time.Since(began), Timeout)
+		}
+		close(answer)
+		synctest.Wait()
+
+		m.setFault(hangOn("load maintenance/"))
+		began = time.Now()
+		reads := []<-chan site.Read{i.Read(t.Context(), i.site("shop")), i.Read(t.Context(), i.site("wiki"))}
+		for _, read := range reads {
+			if got := <-read; !errors.Is(got.Err, ErrSilent) || time.Since(began) != Timeout {
+				t.Errorf("got %v after %s", got.Err, time.Since(began))
+			}
+		}
+		// Others do not wait in their turn, until the next look.
+		if got := <-i.Read(t.Context(), i.site("shop")); !errors.Is(got.Err, ErrSilent) || time.Since(began) != Timeout {
+			t.Errorf("got %v after %s", got.Err, time.Since(began))
+		}
+		m.setFault(nil)
+		if tick := i.tick(t.Context()); tick.Err != nil {
+			t.Error(tick.Err)
+		}
+	})
+}
+
+// A config that ends fails its reads. While another one reads the record, too, that tells
+// nothing, and those who wait for the site go on waiting.
+func TestReadThatFailsWhileAnotherIsUnderWayIsTentative(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := newMemory()
+		m.setFault(hangOn("load"))
+		i := newInstance(m, "shop")
+		s := i.site("shop")
+		ctx, end := context.WithCancel(t.Context())
+		first, second := i.Read(ctx, s), i.Read(t.Context(), s)
+		end()
+		for range s.Apply(<-first, site.Cause{Source: site.SourceSync}, time.Now()) {
+			t.Error("a read that has failed has changed the site")
+		}
+		if kind := s.Current().Kind(); kind != site.Loading {
+			t.Errorf("its kind is %d, want loading", kind)
+		}
+		last := <-second // which gives up in the end
+		if last.Tentative || !errors.Is(last.Err, ErrSilent) {
+			t.Errorf("got %+v, want an error that counts", last)
+		}
+	})
+}
+
+// No more than so many reads are under way.
+func TestReadsAreLimited(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := newMemory()
+		var names []string
+		for i := range 3 * MaxReads {
+			names = append(names, fmt.Sprint("site", i))
+		}
+		i := newInstance(m, names...)
+		var under, most int
+		var mu sync.Mutex
+		m.setFault(func(context.Context, string, string) error {
+			mu.Lock()
+			under++
+			most = max(most, under)
+			mu.Unlock()
+			time.Sleep(time.Millisecond) // fake, in the bubble
+			mu.Lock()
+			under--
+			mu.Unlock()
+			return nil
+		})
+		began := time.Now()
+		var reads []<-chan site.Read
+		for _, name := range names {
+			reads = append(reads, i.Read(t.Context(), i.site(name)))
+		}
+		for _, read := range reads {
+			if got := <-read; got.Err != nil {
+				t.Error(got.Err)
+			}
+		}
+		if most != MaxReads {
+			t.Errorf("%d reads were under way at once, want %d", most, MaxReads)
+		}
+		if took := time.Since(began); took != 3*time.Millisecond {
+			t.Errorf("they took %s, want as long as three reads", took)
+		}
+	})
+}
+
+// Two instances have read before either has stored: the older record is stored last. The
+// switch that was overtaken is stored once more, and is in force when it is answered.
+//
+// G4
+func TestSwitchThatIsOvertakenIsStoredAgain(t *testing.T) {
+	m := newMemory()
+	a, b := newInstance(m, "shop"), newInstance(m, "shop")
+	a.tick(t.Context())
+	b.tick(t.Context())
+	overtake := func() {
+		if err := b.switchSite("shop", site.Off{}); err != nil {
+			t.Error(err)
+		}
+		read := <-a.Read(t.Context(), a.site("shop")) // and a comes to know of it
+		for range a.site("shop").Apply(read, site.Cause{Source: site.SourceSync}, time.Now()) {
+		}
+	}
+	var overtaken atomic.Bool
+	m.setFault(func(_ context.Context, op, key string) error {
+		if op == "store" && key == Key("shop") && overtaken.CompareAndSwap(false, true) {
+			overtake()
+		}
+		return nil
+	})
+	if err := a.switchSite("shop", site.On{}); err != nil {
+		t.Fatal(err)
+	}
+	if a.word("shop") != "on" || !strings.Contains(m.get(Key("shop")), `"enabled":true`) {
+		t.Errorf("the site is %s, stored is %s", a.word("shop"), m.get(Key("shop")))
+	}
+	if b.tick(t.Context()); b.word("shop") != "on" {
+		t.Errorf("on the other instance it is %s", b.word("shop"))
+	}
+}
+
+// A switch that could not be stored, as far as anybody can tell, comes to be stored after
+// the next one, however close that follows: the next one holds.
+func TestStoreThatLandsLateLosesToTheNextSwitch(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := newMemory()
+		a, b := newInstance(m, "shop"), newInstance(m, "shop")
+		a.tick(t.Context())
+		if err := a.switchSite("shop", site.On{}); err != nil {
+			t.Fatal(err)
+		}
+		first := m.get(Key("shop"))
+		m.setFault(failOn("store " + MarkerKey))
+		if err := a.switchSite("shop", site.Patch{}); err == nil {
+			t.Fatal("the switch has not failed")
+		}
+		late := m.get(Key("shop"))
+		m.setFault(nil)
+		m.set(Key("shop"), first)
+		if err := a.switchSite("shop", site.Off{}); err != nil {
+			t.Fatal(err)
+		}
+		next := m.get(Key("shop"))
+		m.set(Key("shop"), late)
+		m.set(MarkerKey, "late")
+		a.tick(t.Context())
+		if a.word("shop") != "off" {
+			t.Errorf("the site is %s", a.word("shop"))
+		}
+		read := a.Load(t.Context(), a.site("shop"))
+		if stored, err := a.Restore(t.Context(), a.site("shop"), read); !stored || err != nil || m.get(Key("shop")) != next {
+			t.Errorf("stored again: %t, %v", stored, err)
+		}
+		if b.tick(t.Context()); b.word("shop") != "off" {
+			t.Errorf("on the other instance it is %s", b.word("shop"))
+		}
+	})
+}
+
+// G4: a switch is one of what another instance has stored, though this one has not yet
+// come to know of it.
+func TestSwitchReadsWhatAnotherInstanceHasSwitched(t *testing.T) {
+	m := newMemory()
+	a, b := newInstance(m, "shop"), newInstance(m, "shop")
+	a.tick(t.Context())
+	m.set(Key("shop"), `{"version": 1, "enabled": true, "since": "2026-01-31T02:00:00Z", "message": "Hello."}`)
+	if err := a.switchSite("shop", site.Patch{}); err != nil || a.changes[0].Cause.Source != site.SourceSync {
+		t.Fatal(err, a.changes)
+	}
+	if st := a.site("shop").Current(); a.word("shop") != "on" || st.Options().Message != "Hello." || st.Since().Year() != 2026 {
+		t.Errorf("the site is %s since %s, %+v", a.word("shop"), st.Since(), st.Options())
+	}
+	b.tick(t.Context())
+	if err := b.switchSite("shop", site.Off{}); err != nil {
+		t.Fatal(err)
+	}
+	if err := a.switchSite("shop", site.Patch{}); !errors.As(err, new(*site.NotOnError)) {
+		t.Errorf("got %v, want that the site is not on", err)
+	}
+}
+
+// G4: instances whose clocks differ follow each other, and the last switch counts.
+func TestSwitchesOfInstancesWhoseClocksDiffer(t *testing.T) {
+	for _, skew := range []time.Duration{time.Hour, -time.Hour} {
+		synctest.Test(t, func(t *testing.T) {
+			m := newMemory()
+			i := newInstance(m, "shop")
+			i.tick(t.Context())
+			// other is a switch at the other instance, which knows of the last one here.
+			other := func(enabled bool) {
+				version := max(time.Now().Add(skew).UnixMicro(), i.site("shop").Current().Version()+1)
+				m.set(Key("shop"), fmt.Sprintf(`{"version": %d, "enabled": %t}`, version, enabled))
+				m.set(MarkerKey, fmt.Sprint(version))
+				i.tick(t.Context())
+			}
+			for _, step := range []struct {
+				name   string
+				do     func()
+				expect string
+			}{
+				{"on there", func() { other(true) }, "on"},
+				{"off here", func() { _ = i.switchSite("shop", site.Off{}) }, "off"},
+				{"on here", func() { _ = i.switchSite("shop", site.On{}) }, "on"},
+				{"off there", func() { other(false) }, "off"},
+				{"on here again", func() { _ = i.switchSite("shop", site.On{}) }, "on"},
+				{"a stale replica", func() {
+					m.set(Key("shop"), `{"version": 1, "enabled": false}`)
+					m.set(MarkerKey, "stale")
+					i.tick(t.Context())
+				}, "on"},
+			} {
+				step.do()
+				fresh := newInstance(m, "shop") // as it is after a restart
+				fresh.tick(t.Context())
+				if got := i.word("shop"); got != step.expect || step.name != "a stale replica" && fresh.word("shop") != got {
+					t.Errorf("%s: it is %s, and %s after a restart, want %s", step.name, got, fresh.word("shop"), step.expect)
+				}
+			}
+		})
+	}
+}
+
+// A record that the storage has lost is stored again, and one that is newer there is not
+// replaced.
+func TestRestore(t *testing.T) {
+	m := newMemory()
+	a, b := newInstance(m, "shop"), newInstance(m, "shop")
+	a.tick(t.Context())
+	if err := a.switchSite("shop", site.On{}); err != nil {
+		t.Fatal(err)
+	}
+	b.tick(t.Context())
+	record := m.get(Key("shop"))
+	for damage, want := range map[string]bool{"": true, "{": true, `{"version": 1, "enabled": false}`: true, record: false} {
+		m.set(Key("shop"), damage)
+		if damage == "" {
+			m.values = map[string][]byte{}
+		}
+		read := a.Load(t.Context(), a.site("shop"))
+		if stored, err := a.Restore(t.Context(), a.site("shop"), read); stored != want || err != nil || m.get(Key("shop")) != record {
+			t.Errorf("%q: stored again %t, %v, now %s", damage, stored, err, m.get(Key("shop")))
+		}
+	}
+	// Another instance has switched since.
+	if err := b.switchSite("shop", site.Off{}); err != nil {
+		t.Fatal(err)
+	}
+	newer := m.get(Key("shop"))
+	read := a.Load(t.Context(), a.site("shop"))
+	if stored, err := a.Restore(t.Context(), a.site("shop"), read); stored || err != nil || m.get(Key("shop")) != newer {
+		t.Errorf("what another instance has stored was replaced: %t, %v, %s", stored, err, m.get(Key("shop")))
+	}
+	// What cannot be read is not known to be lost.
+	m.setFault(failOn("load"))
+	read = a.Load(t.Context(), a.site("shop"))
+	if stored, _ := a.Restore(t.Context(), a.site("shop"), read); stored {
+		t.Error("a record that cannot be read was replaced")
+	}
+}
+
+// G4: others are followed by one read an interval, all records are read when the marker
+// has changed and once a minute, and one that cannot be read is tried by itself.
+func TestFollowing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := newMemory()
+		var names []string
+		for i := range 100 {
+			names = append(names, fmt.Sprint("site", i))
+		}
+		a, b := newInstance(m, names...), newInstance(m, names...)
+		a.tick(t.Context())
+		b.tick(t.Context())
+		loads := func(ticks int) int {
+			before := m.count("load")
+			for range ticks {
+				time.Sleep(a.follower.Interval)
+				a.tick(t.Context())
+			}
+			return m.count("load") - before
+		}
+		if got := loads(10); got != 10 {
+			t.Errorf("10 looks took %d reads while nothing happened", got)
+		}
+		if err := b.switchSite("site7", site.On{}); err != nil {
+			t.Fatal(err)
+		}
+		if got := loads(10); got != 110 || a.word("site7") != "on" {
+			t.Errorf("10 looks took %d reads when one site had been switched, which is %s", got, a.word("site7"))
+		}
+		if got := loads(30); got != 130 {
+			t.Errorf("30 looks took %d reads in the next minute, want all records once", got)
+		}
+		m.setFault(failOn("load " + Key("site1")))
+		if err := b.switchSite("site7", site.Off{}); err != nil {
+			t.Fatal(err)
+		}
+		if got := loads(10); got != 10+100+9 || a.word("site7") != "off" {
+			t.Errorf("10 looks took %d reads while one record could not be read; site7 is %s", got, a.word("site7"))
+		}
+	})
+}
+
+// What is told of records that cannot be read: once when there are more, and when there
+// are none any more. An outage of the storage is told once, and when it is over.
+func TestOutagesAreToldOnce(t *testing.T) {
+	m := newMemory()
+	i := newInstance(m, "shop", "wiki")
+	i.tick(t.Context())
+	var told []string
+	tick := func(fault func(context.Context, string, string) error, reread bool) {
+		m.setFault(fault)
+		if reread {
+			m.set(MarkerKey, fmt.Sprint(len(told), time.Now()))
+		}
+		for range 3 {
+			tick := i.tick(t.Context())
+			if tick.Turned {
+				told = append(told, fmt.Sprint("storage ", tick.Err))
+			}
+			if tick.Unreadable != nil {
+				told = append(told, fmt.Sprint(tick.Unreadable.Sites))
+			}
+		}
+	}
+	tick(failOn("load "+MarkerKey), false)
+	tick(nil, false)
+	tick(failOn("load "+Key("shop")), true)
+	tick(failOn("load maintenance/sites/"), true)
+	tick(failOn("load "+Key("shop")), true)
+	tick(nil, false)
+	want := "[storage disk full storage <nil> [shop] [shop wiki] []]"
+	if got := fmt.Sprint(told); got != want {
+		t.Errorf("told %s\nwant %s", got, want)
+	}
+}
+
+// A site that has never been known is read again at each look, until it is.
+func TestUnknownSiteIsReadUntilItIsKnown(t *testing.T) {
+	m := newMemory()
+	m.set(Key("shop"), "not a record")
+	m.setFault(failOn("load " + Key("wiki")))
+	i := newInstance(m, "shop", "wiki", "blog")
+	for range 5 {
+		i.tick(t.Context())
+	}
+	if i.word("shop") != "unknown" || i.word("wiki") != "unknown" || i.word("blog") != "off" {
+		t.Errorf("shop is %s, wiki %s, blog %s", i.word("shop"), i.word("wiki"), i.word("blog"))
+	}
+	if shop, wiki, blog := m.count("load "+Key("shop")), m.count("load "+Key("wiki")), m.count("load "+Key("blog")); shop != 5 || wiki != 5 || blog != 1 {
+		t.Errorf("read %d, %d and %d times, want 5, 5 and 1", shop, wiki, blog)
+	}
+	m.setFault(nil)
+	m.set(Key("shop"), `{"version": 1, "enabled": true}`)
+	i.tick(t.Context())
+	if i.word("shop") != "on" || i.word("wiki") != "off" {
+		t.Errorf("shop is %s, wiki %s", i.word("shop"), i.word("wiki"))
+	}
+}
+
+// Without following, the marker is not read, and what could not be read before is.
+func TestFollowerThatIsOff(t *testing.T) {
+	m := newMemory()
+	m.setFault(failOn("load " + Key("shop")))
+	i := newInstance(m, "shop", "wiki")
+	i.follower.Interval = -1
+	for range 5 {
+		i.tick(t.Context())
+	}
+	m.setFault(nil)
+	i.tick(t.Context())
+	if i.word("shop") != "off" || m.count("load "+MarkerKey) != 0 || m.count("load "+Key("wiki")) != 1 || m.count("load "+Key("shop")) != 6 {
+		t.Errorf("shop is %s; reads: %v", i.word("shop"), m.counts)
+	}
+}
