@@ -1,0 +1,73 @@
+// Package api holds what the admin API and the command share: paths and
+// answers.
+//
+// The JSON of its types is public. A field is never renamed and never changes its
+// meaning. The package does not know how a site gets into its state or how an answer is
+// shown, and imports only the standard library.
+package api
+
+import "time"
+
+// Path is where the admin endpoint answers with all sites, as an array of Site.
+const Path = "/maintenance"
+
+// SitePath returns the path of one site. Names of sites need no escaping.
+func SitePath(site string) string { return Path + "/" + site }
+
+// MaxWait is the longest that a GET of a site waits for it to be drained. WaitParameter is
+// the duration in its query.
+const (
+	MaxWait       = 30 * time.Second
+	WaitParameter = "wait"
+)
+
+// States of a site.
+const (
+	StateOn      = "on"
+	StateOff     = "off"
+	StateUnknown = "unknown" // what is stored cannot be read; the site is blocked until it can be, or is switched
+)
+
+// Site is one site, as this instance sees it.
+type Site struct {
+	Site           string    `json:"site"`
+	State          string    `json:"state"`
+	Since          time.Time `json:"since,omitzero"` // when the state began; zero if the site was never switched
+	Message        string    `json:"message,omitempty"`
+	RetryAfter     string    `json:"retry_after,omitempty"` // a duration, as it was given
+	Until          time.Time `json:"until,omitzero"`
+	Hold           string    `json:"hold,omitempty"`            // a duration, as it was given
+	TerminateAfter string    `json:"terminate_after,omitempty"` // a duration, as it was given
+	BypassSecret   bool      `json:"bypass_secret"`             // whether one is set
+	Instance       string    `json:"instance"`                  // host name
+	SyncInterval   string    `json:"sync_interval"`             // a duration, or SyncOff
+	InFlight       int64     `json:"in_flight"`
+	Held           int64     `json:"held"`
+	Pages          []Page    `json:"pages"` // sorted by source
+}
+
+// SyncOff is the sync interval of an instance that reads its storage only when it loads a
+// config or switches.
+const SyncOff = "off"
+
+// States of a page.
+const (
+	PageOK       = "ok"
+	PageStale    = "stale"    // an older copy is shown
+	PageFetching = "fetching" // there is none yet
+	PageFailed   = "failed"   // the default page is shown
+)
+
+// Page is one custom page of a site.
+type Page struct {
+	Source       string    `json:"source"` // its URL without secrets, or its file
+	State        string    `json:"state"`
+	FetchedAt    time.Time `json:"fetched_at,omitzero"`
+	Error        string    `json:"error,omitempty"`
+	ShowsMessage bool      `json:"shows_message"` // whether it has a place for the message
+}
+
+// Error is the answer to every request that fails.
+type Error struct {
+	Error string `json:"error"`
+}

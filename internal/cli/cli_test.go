@@ -1,0 +1,159 @@
+package cli
+
+import (
+	"bytes"
+	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"regexp"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/spf13/cobra"
+)
+
+// session is a command line, what it asks the admin API, and what it ends with.
+type session struct {
+	line           string
+	script         []exchange
+	stdout, stderr string
+	code           int
+}
+
+// exchange is a request that the admin API must get, and what it answers.
+type exchange struct {
+	request string // method, URI, and the body if there is one
+	answer  string // with status 200, unless it begins with another one
+	takes   time.Duration
+}
+
+// runSessions has each command line done, without the maintenance that it begins with.
+func runSessions(t *testing.T, sessions []session) {
+	t.Helper()
+	for _, s := range sessions {
+		t.Run(s.line, func(t *testing.T) {
+			f := newFakeAPI(t, s.script...)
+			args := append([]string{"maintenance", "--address", f.address}, strings.Fields(s.line)...)
+			if got, want := f.run(args...), (result{s.stdout, s.stderr, s.code}); got != want {
+				t.Errorf("got\n%+v, want\n%+v", got, want)
+			}
+		})
+	}
+}
+
+// fakeAPI is an admin API that answers from a script, and the clock that the command
+// lines go by. The script must be followed to its end.
+type fakeAPI struct {
+	t       *testing.T
+	address string
+	script  []exchange
+	clock   atomic.Int64 // nanoseconds since typed
+	secrets []string     // that have been made
+}
+
+// typed is when a command line is.
+var typed = time.Date(2026, 1, 31, 3, 0, 0, 1_234_567, time.FixedZone("CET", 3600))
+
+func newFakeAPI(t *testing.T, script ...exchange) *fakeAPI {
+	t.Helper()
+	f := &fakeAPI{t: t, script: script}
+	server := httptest.NewServer(f)
+	f.address = server.Listener.Addr().String()
+	t.Cleanup(func() {
+		server.Close()
+		for _, missing := range f.script {
+			t.Errorf("not requested: %s", missing.request)
+		}
+	})
+	return f
+}
+
+var madeSecret = regexp.MustCompile(`"([A-Z2-7]{26})"`)
+
+func (f *fakeAPI) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	body, _ := io.ReadAll(r.Body)
+	if made := madeSecret.FindSubmatch(body); made != nil {
+		f.secrets = append(f.secrets, string(made[1]))
+	}
+	got := f.plain(strings.TrimSpace(r.Method + " " + r.RequestURI + " " + string(body)))
+	if !r.Close {
+		f.t.Errorf("%s keeps its connection, which nothing would close", got)
+	}
+	if len(f.script) == 0 || f.script[0].request != got {
+		f.t.Errorf("requested: %s, want the first of %+v", got, f.script)
+		http.Error(w, "unexpected", http.StatusTeapot)
+		return
+	}
+	next := f.script[0]
+	f.script = f.script[1:]
+	f.clock.Add(int64(next.takes))
+	var status int
+	if _, err := fmt.Sscanf(next.answer, "%3d ", &status); err == nil {
+		w.WriteHeader(status)
+		next.answer = next.answer[len("409 "):]
+	}
+	_, _ = io.WriteString(w, next.answer)
+}
+
+func (f *fakeAPI) now() time.Time { return typed.Add(time.Duration(f.clock.Load())) }
+
+// plain has what is another one each time replaced.
+func (f *fakeAPI) plain(text string) string {
+	for i, secret := range f.secrets {
+		text = strings.ReplaceAll(text, secret, fmt.Sprintf("SECRET-%d", i+1))
+	}
+	return strings.ReplaceAll(text, f.address, "ADDRESS")
+}
+
+// result is what a command line ends with.
+type result struct {
+	stdout, stderr string
+	code           int
+}
+
+// run has a command line done, without the caddy that it begins with.
+func (f *fakeAPI) run(args ...string) result {
+	var stdout, stderr bytes.Buffer
+	root := &cobra.Command{Use: "caddy", SilenceUsage: true}
+	cmd := &cobra.Command{Use: "maintenance"}
+	setUp(cmd, f.now)
+	root.AddCommand(cmd)
+	root.SetOut(&stdout)
+	root.SetErr(&stderr)
+	root.SetArgs(args)
+	code := 0
+	if err := root.Execute(); err != nil {
+		code = 1
+		_, _ = fmt.Sscanf(err.Error(), "exiting with status %d", &code) // as Caddy says it
+	}
+	return result{f.plain(stdout.String()), f.plain(stderr.String()), code}
+}
+
+const (
+	shopOff  = `{"site":"shop","state":"off"}`
+	shopOn   = `{"site":"shop","state":"on","since":"2026-01-31T01:00:00Z"}`
+	wikiOff  = `{"site":"wiki","state":"off","since":"2026-01-30T23:30:00Z"}`
+	wikiOn   = `{"site":"wiki","state":"on","since":"2026-01-31T02:00:00Z"}`
+	diskFull = `500 {"error":"storing state of site shop: disk full"}`
+)
+
+// lists is the first request of every command.
+func lists(sites ...string) exchange {
+	return exchange{request: "GET /maintenance", answer: "[" + strings.Join(sites, ",") + "]"}
+}
+
+// with is a site with more fields.
+func with(site, fields string) string { return strings.TrimSuffix(site, "}") + "," + fields + "}" }
+
+// waits is a request that waits, and finds so many in flight when that has taken so long.
+func waits(query string, takes time.Duration, inFlight int) exchange {
+	site, _, _ := strings.Cut(query, "?")
+	return exchange{
+		request: "GET /maintenance/" + query,
+		answer:  fmt.Sprintf(`{"site":%q,"state":"on","instance":"web-1","sync_interval":"2s","in_flight":%d}`, site, inFlight),
+		takes:   takes,
+	}
+}

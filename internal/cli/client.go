@@ -1,0 +1,87 @@
+package cli
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"regexp"
+	"strconv"
+	"strings"
+
+	caddycmd "github.com/caddyserver/caddy/v2/cmd"
+
+	"example.com/caddy-maintenance/internal/api"
+)
+
+// client sends requests to the admin API.
+type client struct{ address string }
+
+// sites returns all sites of the running config, of which there is at least one.
+func (c client) sites() ([]api.Site, error) {
+	var list []api.Site
+	if err := c.send(http.MethodGet, api.Path, nil, &list); err != nil {
+		return nil, err
+	}
+	if len(list) == 0 {
+		return nil, errors.New("no site of the running config can be switched; add a directive such as \"maintenance shop\" to a site block and reload Caddy")
+	}
+	return list, nil
+}
+
+// send sends body, if it is not nil, and decodes the answer.
+func (c client) send(method, uri string, body map[string]any, answer any) error {
+	var reader io.Reader
+	if body != nil {
+		encoded, err := json.Marshal(body)
+		if err != nil {
+			return err
+		}
+		reader = bytes.NewReader(encoded)
+	}
+	// Each request has a connection of its own, which nothing else would close.
+	header := http.Header{"Connection": {"close"}}
+	response, err := caddycmd.AdminAPIRequest(c.address, method, uri, header, reader)
+	if err != nil {
+		return explain(err, c.address)
+	}
+	defer response.Body.Close()
+	if err := json.NewDecoder(response.Body).Decode(answer); err != nil {
+		return fmt.Errorf("reading the admin API's answer: %w", err)
+	}
+	return nil
+}
+
+// apiError is a refusal by the admin API.
+type apiError struct {
+	status  int
+	message string
+}
+
+func (e *apiError) Error() string { return e.message }
+
+// refusal is how AdminAPIRequest (in Caddy's cmd/commandfuncs.go) reports a status of 400
+// or more.
+var refusal = regexp.MustCompile(`(?s)HTTP (\d{3}): (.*)$`)
+
+// explain turns an error of AdminAPIRequest into one that says what to do about it.
+func explain(err error, address string) error {
+	parts := refusal.FindStringSubmatch(err.Error())
+	if parts == nil {
+		if strings.HasPrefix(err.Error(), "performing request:") {
+			return fmt.Errorf("Caddy cannot be reached at %s; start it, or say with --address or --config where its admin API listens (%w)", address, err) //nolint:staticcheck // a name
+		}
+		return err
+	}
+	status, _ := strconv.Atoi(parts[1])
+	var answer api.Error
+	if json.Unmarshal([]byte(parts[2]), &answer) != nil || answer.Error == "" {
+		if status == http.StatusNotFound {
+			return fmt.Errorf("the Caddy at %s was built without the maintenance module; `caddy list-modules` shows what a Caddy was built with", address)
+		}
+		return err
+	}
+	return &apiError{status, answer.Error}
+}

@@ -1,0 +1,181 @@
+// Package cli is the command, caddy maintenance: it shows sites, switches them, and
+// waits for them to be drained.
+//
+// What it says on standard output, and its exit status (0, 1 for what failed, 2 for a
+// site that was not drained in time), are for people and scripts alike and do not
+// change between versions without a word in the changelog. It knows a site only by
+// what the admin API answers (internal/api); of Caddy it uses what every command uses,
+// and nothing of the module that it switches.
+package cli
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	caddycmd "github.com/caddyserver/caddy/v2/cmd"
+
+	"github.com/caddyserver/caddy/v2"
+)
+
+// Command returns the command for Caddy to register.
+func Command() caddycmd.Command {
+	return caddycmd.Command{
+		Name:  "maintenance",
+		Usage: "[<site>] [--json] [--wait <duration>] [--address <interface>] [--config <path> [--adapter <name>]]",
+		Short: "Shows and switches the maintenance mode of sites",
+		Long: `
+Shows whether a site is in maintenance: on, off or unknown. Without a site it
+shows the only one there is, or all of them in a table.
+
+While a site is in maintenance, Caddy answers its requests with a 503 and a
+page; nothing about the app behind Caddy changes:
+
+	$ caddy maintenance on shop --message "Back at three."
+	Enabling maintenance mode for shop... done
+	$ caddy maintenance shop
+	on
+	$ caddy maintenance off shop
+	Disabling maintenance mode for shop... done
+
+The sites are those that the running config has a maintenance directive for.
+With --wait the command returns when the site is drained, that is, when no
+request that was let in before is still in flight on this instance. It exits
+with status 2 if that takes longer than the time given.
+
+With --json it prints the admin API's answer: one site if a site is named,
+else an array.`,
+		CobraFunc: func(cmd *cobra.Command) { setUp(cmd, time.Now) },
+	}
+}
+
+// setUp makes cmd the command that shows, with those that switch below it.
+func setUp(cmd *cobra.Command, now func() time.Time) {
+	show := &statusCommand{call: call{now: now}}
+	show.setUp(cmd, show.run)
+	show.addWait(cmd)
+	cmd.Args = func(_ *cobra.Command, args []string) error {
+		if len(args) > 1 {
+			return errors.New("this shows one site, or all if none is named; sites are switched with: caddy maintenance on|off <site>")
+		}
+		return nil
+	}
+	cmd.Flags().BoolVar(&show.json, "json", false, "Print the admin API's answer")
+	cmd.AddCommand(newOnCommand(now), newOffCommand(now))
+}
+
+func newOnCommand(now func() time.Time) *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "on [<site>...] [--all]",
+		Short: "Puts sites into maintenance",
+		Long: `
+Puts sites into maintenance. Once this says done, no new request gets through
+this instance, and others on the same storage follow; with --wait it returns when
+those that were let in before have ended too.
+
+Of a site that is already in maintenance only the options that are given are
+changed. An empty value clears an option.`,
+		Example: `  $ caddy maintenance on shop --wait 30s
+  $ caddy maintenance on shop --message "Back at three." --until 15:00
+  $ caddy maintenance on shop --for 20m
+  $ caddy maintenance on --all`,
+	}
+	on := &onCommand{call: call{now: now}, flags: cmd.Flags()}
+	on.setUp(cmd, on.run)
+	on.addWait(cmd)
+	cmd.Flags().BoolVar(&on.all, "all", false, allUsage)
+	addOptionFlags(cmd.Flags())
+	return cmd
+}
+
+func newOffCommand(now func() time.Time) *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "off [<site>...] [--all]",
+		Short: "Takes sites out of maintenance",
+		Long: `
+Takes sites out of maintenance. Once this says done, requests get through this
+instance again, and others on the same storage follow.`,
+		Example: `  $ caddy maintenance off shop
+  $ caddy maintenance off --all`,
+	}
+	off := &offCommand{call: call{now: now}}
+	off.setUp(cmd, off.run)
+	cmd.Flags().BoolVar(&off.all, "all", false, allUsage)
+	return cmd
+}
+
+const allUsage = "Switch all sites of the running config"
+
+// call is what all commands have in common.
+type call struct {
+	address, config, adapter string // flags
+	waitText                 string // a flag
+
+	now            func() time.Time
+	stdout, stderr io.Writer
+	admin          client
+	wait           time.Duration // how long to wait for sites to be drained; 0: not at all
+}
+
+// exitTimedOut is the exit status where a site was not drained in time.
+const exitTimedOut = 2
+
+// setUp adds the flags that all commands have, and makes run what cmd does. It takes the
+// names of sites and returns the exit status; an error exits with 1.
+func (c *call) setUp(cmd *cobra.Command, run func(args []string) (status int, err error)) {
+	flags := cmd.Flags()
+	flags.StringVar(&c.address, "address", "", "Address of the administration API listener, if not the default or from the config")
+	flags.StringVarP(&c.config, "config", "c", "", "Configuration file to take the address from")
+	flags.StringVarP(&c.adapter, "adapter", "a", "", "Name of the config adapter to apply")
+	cmd.ValidArgsFunction = c.complete
+	cmd.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
+		return fmt.Errorf("%w; see %s --help", err, cmd.CommandPath())
+	})
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		if err := c.begin(cmd); err != nil {
+			return err
+		}
+		status, err := run(args)
+		if err != nil || status == 0 {
+			return err
+		}
+		cmd.SilenceErrors = true // what there is to say has been said
+		return caddycmd.WrapCommandFuncForCobra(func(caddycmd.Flags) (int, error) { return status, nil })(cmd, args)
+	}
+}
+
+func (c *call) addWait(cmd *cobra.Command) {
+	cmd.Flags().StringVar(&c.waitText, "wait", "", "Wait this long for requests in flight to end, such as 30s")
+}
+
+// begin reads the flags that all commands have.
+func (c *call) begin(cmd *cobra.Command) (err error) {
+	c.stdout, c.stderr = cmd.OutOrStdout(), cmd.ErrOrStderr()
+	if cmd.Flags().Changed("wait") {
+		if c.wait, err = caddy.ParseDuration(c.waitText); err != nil || c.wait <= 0 {
+			return fmt.Errorf("--wait: %q given, a duration above zero is accepted, such as 30s", c.waitText)
+		}
+	}
+	return c.findAdmin()
+}
+
+func (c *call) findAdmin() (err error) {
+	c.admin.address, err = caddycmd.DetermineAdminAPIAddress(c.address, nil, c.config, c.adapter)
+	if err != nil {
+		return fmt.Errorf("finding the address of Caddy's admin API: %w", err)
+	}
+	return nil
+}
+
+// complete offers the names of sites to the shell.
+func (c *call) complete(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {
+	var names []string
+	if c.findAdmin() == nil {
+		list, _ := c.admin.sites()
+		names = siteNames(list)
+	}
+	return names, cobra.ShellCompDirectiveNoFileComp
+}
