@@ -8,12 +8,15 @@ import (
 	"fmt"
 	"io"
 	"net/http"
-	"slices"
 	"strconv"
 	"strings"
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
+
+	"example.com/caddy-maintenance/internal/api"
+	"example.com/caddy-maintenance/internal/site"
+	"example.com/caddy-maintenance/internal/store"
 )
 
 func init() {
@@ -33,8 +36,6 @@ func (adminAPI) CaddyModule() caddy.ModuleInfo {
 	}
 }
 
-const adminPath = "/maintenance"
-
 // Provision adds the metrics to the registry that the admin endpoint is scraped from.
 func (adminAPI) Provision(ctx caddy.Context) error { return registerMetrics(ctx) }
 
@@ -42,8 +43,8 @@ func (adminAPI) Provision(ctx caddy.Context) error { return registerMetrics(ctx)
 func (a adminAPI) Routes() []caddy.AdminRoute {
 	handler := caddy.AdminHandlerFunc(a.serve)
 	return []caddy.AdminRoute{
-		{Pattern: adminPath, Handler: handler},
-		{Pattern: adminPath + "/", Handler: handler},
+		{Pattern: api.Path, Handler: handler},
+		{Pattern: api.Path + "/", Handler: handler},
 	}
 }
 
@@ -51,7 +52,7 @@ func (a adminAPI) serve(w http.ResponseWriter, r *http.Request) error {
 	if err := checkQuery(r); err != nil {
 		return err
 	}
-	name := strings.Trim(strings.TrimPrefix(r.URL.Path, adminPath), "/")
+	name := strings.Trim(strings.TrimPrefix(r.URL.Path, api.Path), "/")
 	if name == "" {
 		return a.serveAll(w, r)
 	}
@@ -60,31 +61,31 @@ func (a adminAPI) serve(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	app, m, err := retainSite(name)
+	app, s, err := retainSite(name)
 	if err != nil {
 		return err
 	}
-	defer sites.letGo(m.site)
-	if err := m.ready(r.Context()); err != nil {
+	defer letSiteGo(s.entry)
+	if err := s.Ready(r.Context()); err != nil {
 		return err
 	}
-	return a.serveSite(w, r, app, m, body)
+	return a.serveSite(w, r, app, s, body)
 }
 
 // retainSite returns the running config's site of that name, which the caller must
 // let go. Until then no reload makes the site another one.
-func retainSite(name string) (*App, *member, error) {
+func retainSite(name string) (*App, *configuredSite, error) {
 	for {
 		app, err := runningApp()
 		if err != nil {
 			return nil, nil, err
 		}
-		m, err := app.find(name)
+		s, err := app.find(name)
 		if err != nil {
-			return nil, nil, err
+			return nil, nil, caddy.APIError{HTTPStatus: http.StatusNotFound, Err: err}
 		}
-		if sites.retain(m.site) {
-			return app, m, nil
+		if sites.Retain(s.entry) {
+			return app, s, nil
 		}
 		// The config has been replaced in between; look at the one that runs now.
 	}
@@ -94,51 +95,17 @@ func retainSite(name string) (*App, *member, error) {
 // that belong in the body.
 func checkQuery(r *http.Request) error {
 	for name := range r.URL.Query() {
-		if name != "wait" || r.Method != http.MethodGet {
-			return badRequest(fmt.Errorf("unknown parameter %s; GET of a site takes wait, and options go into the body", abridge(name)))
+		if name != api.WaitParameter || r.Method != http.MethodGet {
+			return badRequest(fmt.Errorf("unknown parameter %s; GET of a site takes wait, and options go into the body", site.Truncate(name)))
 		}
 	}
 	return nil
 }
 
-// runningApp returns the app of the running config, or one without sites if it
-// has none.
-func runningApp() (*App, error) {
-	ctx := caddy.ActiveContext()
-	if ctx.Context == nil {
-		return nil, caddy.APIError{
-			HTTPStatus: http.StatusServiceUnavailable,
-			Err:        errors.New("no config is running; Caddy is still loading one, or was started without: try again"),
-		}
-	}
-	app, err := ctx.AppIfConfigured("maintenance")
-	if errors.Is(err, caddy.ErrNotConfigured) {
-		return new(App), nil
-	}
-	if err != nil {
-		return nil, err
-	}
-	return app.(*App), nil
-}
-
-// find returns the site of that name in the config.
-func (a *App) find(name string) (*member, error) {
-	if m, ok := a.members[foldASCII(name)]; ok {
-		return m, nil
-	}
-	if len(a.members) == 0 {
-		return nil, notFound("unknown site %s; no site of the running config has a maintenance directive, "+
-			"such as: maintenance shop", abridge(name))
-	}
-	var known []string
-	for _, m := range a.sorted() {
-		known = append(known, m.name)
-	}
-	return nil, notFound("unknown site %s; the sites of the running config are: %s", abridge(name), strings.Join(known, ", "))
-}
-
-func notFound(format string, args ...any) error {
-	return caddy.APIError{HTTPStatus: http.StatusNotFound, Err: fmt.Errorf(format, args...)}
+// errNoConfig says that there is nothing to be asked about.
+var errNoConfig = caddy.APIError{
+	HTTPStatus: http.StatusServiceUnavailable,
+	Err:        errors.New("no config is running; Caddy is still loading one, or was started without: try again"),
 }
 
 func badRequest(err error) error {
@@ -149,7 +116,7 @@ func methodNotAllowed(w http.ResponseWriter, r *http.Request, allowed string) er
 	w.Header().Set("Allow", allowed)
 	return caddy.APIError{
 		HTTPStatus: http.StatusMethodNotAllowed,
-		Err:        fmt.Errorf("method %s is not allowed here; allowed are %s", abridge(r.Method), allowed),
+		Err:        fmt.Errorf("method %s is not allowed here; allowed are %s", site.Truncate(r.Method), allowed),
 	}
 }
 
@@ -164,111 +131,77 @@ func (adminAPI) serveAll(w http.ResponseWriter, r *http.Request) error {
 	if r.URL.RawQuery != "" {
 		return badRequest(errors.New("wait is for one site, such as /maintenance/shop?wait=10s"))
 	}
-	list := []siteStatus{}
-	for _, m := range app.sorted() {
-		if err := m.ready(r.Context()); err != nil {
+	list := []api.Site{}
+	for _, s := range app.sorted() {
+		if err := s.Ready(r.Context()); err != nil {
 			return err
 		}
-		list = append(list, app.status(m))
+		list = append(list, app.status(s))
 	}
 	return writeJSON(w, list)
 }
 
-func (adminAPI) serveSite(w http.ResponseWriter, r *http.Request, app *App, m *member, body []byte) error {
-	var err error
+func (adminAPI) serveSite(w http.ResponseWriter, r *http.Request, app *App, s *configuredSite, body []byte) error {
+	err := serveMethod(w, r, app, s, body)
+	if err != nil {
+		return asAPIError(err)
+	}
+	return writeJSON(w, app.status(s))
+}
+
+// serveMethod does what a request asks for. All are answered with the site.
+func serveMethod(w http.ResponseWriter, r *http.Request, app *App, s *configuredSite, body []byte) error {
+	cause := site.Cause{Source: site.SourceAPI, Client: r.RemoteAddr, Answered: r.Context().Done()}
 	switch r.Method {
 	case http.MethodGet:
-		err = wait(r, m)
-	case http.MethodPut:
-		err = app.put(r, m, body)
-	case http.MethodPatch:
-		err = app.patch(r, m, body)
+		return wait(r, s)
+	case http.MethodPut, http.MethodPatch:
+		m, err := mutation(r.Method, body)
+		if err != nil {
+			return badRequest(err)
+		}
+		return app.switchSite(s, m, cause)
 	case http.MethodDelete:
-		err = app.switchSite(m, fromClient(r), func(st *state) (*change, error) { return turnOff(st, m.initiallyOn), nil })
+		return app.switchSite(s, site.Off{}, cause)
 	default:
-		err = methodNotAllowed(w, r, "GET, PUT, PATCH, DELETE")
+		return methodNotAllowed(w, r, "GET, PUT, PATCH, DELETE")
 	}
-	if err != nil {
-		return err
-	}
-	return writeJSON(w, app.status(m))
 }
 
-// fromClient is a client that has its answer when its request is done.
-func fromClient(r *http.Request) origin {
-	return origin{source: "api", client: r.RemoteAddr, answered: r.Context().Done()}
-}
-
-// put turns the site on with the options given, and no others.
-func (a *App) put(r *http.Request, m *member, body []byte) error {
-	if len(body) == 0 {
+// mutation returns what the body of a PUT or PATCH asks for. That of a PUT may be empty.
+func mutation(method string, body []byte) (site.Mutation, error) {
+	if len(body) == 0 && method == http.MethodPut {
 		body = []byte("{}")
 	}
-	given, err := parseOptions(options{}, body)
-	if err != nil {
-		return badRequest(err)
+	given, err := optionParser().Body(body)
+	if method == http.MethodPut {
+		return site.On{Options: given}, err
 	}
-	return a.switchSite(m, fromClient(r), func(st *state) (*change, error) {
-		return turnOn(m, st, given), nil
-	})
+	return site.Patch{Options: given}, err
 }
 
-// patch changes the options given of a site that is on.
-func (a *App) patch(r *http.Request, m *member, body []byte) error {
-	if _, err := parseOptions(options{}, body); err != nil {
-		return badRequest(err)
-	}
-	return a.switchSite(m, fromClient(r), func(st *state) (*change, error) {
-		if !st.on(m.initiallyOn) {
-			return nil, notOn(m, st)
-		}
-		merged, err := parseOptions(st.options(), body)
-		if err != nil {
-			return nil, badRequest(err)
-		}
-		return turnOn(m, st, merged), nil
-	})
+// optionParser parses what is given now, with Caddy's durations.
+func optionParser() site.Parser {
+	return site.Parser{Durations: caddy.ParseDuration, Now: time.Now()}
 }
 
-// turnOn keeps the time since when a site has been on.
-func turnOn(m *member, st *state, o options) *change {
-	o.seal(m.name, st.options().Pass)
-	c := &change{enabled: true, since: now(), options: o}
-	if st.on(m.initiallyOn) && !st.since().IsZero() {
-		c.since = st.since()
+// asAPIError gives an error of a switch its status. Others have one, or 500.
+func asAPIError(err error) error {
+	var status int
+	switch notOn, notStored := new(site.NotOnError), new(store.NotStoredError); {
+	case errors.As(err, &notOn):
+		status = http.StatusConflict
+	case errors.As(err, &notStored):
+		status = http.StatusInternalServerError
+	case errors.Is(err, store.ErrBusy):
+		status = http.StatusServiceUnavailable
+	default:
+		return err
 	}
-	return c
+	return caddy.APIError{HTTPStatus: status, Err: err}
 }
 
-// turnOff changes nothing if the site has been switched off before. One whose
-// maintenance has ended by itself is switched off nevertheless: by another
-// instance's clock it may still be on.
-func turnOff(st *state, initiallyOn bool) *change {
-	if st.record != nil && !st.record.Enabled {
-		return nil
-	}
-	c := &change{since: now()}
-	if !st.blocks(initiallyOn) && !st.since().IsZero() {
-		c.since = st.since()
-	}
-	return c
-}
-
-func now() time.Time {
-	return time.Now().UTC().Truncate(time.Second)
-}
-
-func notOn(m *member, st *state) error {
-	return caddy.APIError{
-		HTTPStatus: http.StatusConflict,
-		Err:        fmt.Errorf("site %s is not in maintenance, its state is %s; PUT switches it on", m.name, st.word(m.initiallyOn)),
-	}
-}
-
-const (
-	maxBody = 64 << 10
-	maxWait = 30 * time.Second
-)
+const maxBody = 64 << 10
 
 // readBody reads the body of a switch; other requests have none.
 func readBody(w http.ResponseWriter, r *http.Request) ([]byte, error) {
@@ -290,58 +223,43 @@ func readBody(w http.ResponseWriter, r *http.Request) ([]byte, error) {
 
 // wait returns when the site is drained, or after the time that the request's
 // wait parameter says; at once if it has none.
-func wait(r *http.Request, m *member) error {
+func wait(r *http.Request, s *configuredSite) error {
 	query := r.URL.Query()
-	if !query.Has("wait") {
+	if !query.Has(api.WaitParameter) {
 		return nil
 	}
-	limit, err := caddy.ParseDuration(query.Get("wait"))
-	if err != nil || limit <= 0 || limit > maxWait {
+	limit, err := caddy.ParseDuration(query.Get(api.WaitParameter))
+	if err != nil || limit <= 0 || limit > api.MaxWait {
 		return badRequest(fmt.Errorf("wait: %s given, a duration of at most %s is accepted, such as 10s",
-			abridge(query.Get("wait")), maxWait))
+			site.Truncate(query.Get(api.WaitParameter)), api.MaxWait))
 	}
-	st := m.current()
-	if !st.blocks(m.initiallyOn) {
-		return notOn(m, st)
+	if v := s.view(); !v.Blocks() {
+		return &site.NotOnError{Site: s.Name, State: v.Word()}
 	}
 	ctx, cancel := context.WithTimeout(r.Context(), limit)
 	defer cancel()
-	m.awaitDrained(ctx.Done())
+	s.awaitDrained(ctx.Done())
 	return nil
 }
 
-// siteStatus is a site as the API answers it.
-type siteStatus struct {
-	Site  string    `json:"site"`
-	State string    `json:"state"`
-	Since time.Time `json:"since,omitzero"`
-	options
-	BypassSecret bool         `json:"bypass_secret"` // whether one is set
-	Instance     string       `json:"instance"`
-	SyncInterval string       `json:"sync_interval"`
-	InFlight     int64        `json:"in_flight"`
-	Held         int64        `json:"held"`
-	Pages        []pageStatus `json:"pages"`
-}
-
-func (a *App) status(m *member) siteStatus {
-	st := m.current()
-	pages := []pageStatus{}
-	for _, p := range m.pages {
-		pages = append(pages, p.status())
-	}
-	slices.SortFunc(pages, func(x, y pageStatus) int { return strings.Compare(x.Source, y.Source) })
-	return siteStatus{
-		Site:         m.name,
-		State:        st.word(m.initiallyOn),
-		Since:        st.since(),
-		options:      st.options(),
-		BypassSecret: st.options().Pass != nil,
-		Instance:     a.instance,
-		SyncInterval: a.syncInterval(),
-		InFlight:     m.inFlight.Load(),
-		Held:         m.heldNow(),
-		Pages:        pages,
+func (a *App) status(s *configuredSite) api.Site {
+	v := s.view()
+	o := v.Options()
+	return api.Site{
+		Site:           s.Name,
+		State:          v.Word(),
+		Since:          v.Since(),
+		Message:        o.Message,
+		RetryAfter:     o.RetryAfter.Text,
+		Until:          o.Until,
+		Hold:           o.Hold.Text,
+		TerminateAfter: o.TerminateAfter.Text,
+		BypassSecret:   o.Bypass != nil,
+		Instance:       a.instance,
+		SyncInterval:   a.syncInterval(),
+		InFlight:       s.inFlight.Count(),
+		Held:           s.heldNow(),
+		Pages:          s.pageStatuses(),
 	}
 }
 

@@ -1,6 +1,7 @@
 package maintenance
 
 import (
+	"fmt"
 	"strings"
 	"time"
 
@@ -9,6 +10,9 @@ import (
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
 	"github.com/caddyserver/caddy/v2/caddyconfig/httpcaddyfile"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+
+	"example.com/caddy-maintenance/internal/page"
+	"example.com/caddy-maintenance/internal/site"
 )
 
 func init() {
@@ -41,7 +45,7 @@ func parseDirective(h httpcaddyfile.Helper) (caddyhttp.MiddlewareHandler, error)
 		return nil, h.Err("maintenance needs the name of the site that it switches, for example: maintenance shop")
 	}
 	handler := &Handler{Site: h.Val()}
-	if _, err := parseSiteName(handler.Site); err != nil {
+	if _, err := site.ParseName(handler.Site); err != nil {
 		return nil, h.WrapErr(err)
 	}
 	if h.NextArg() {
@@ -58,18 +62,18 @@ func parseDirective(h httpcaddyfile.Helper) (caddyhttp.MiddlewareHandler, error)
 
 		switch name {
 		case "page":
-			page, err := parseOneArg(h.Dispenser)
+			location, err := parseOneArg(h.Dispenser)
 			if err != nil {
 				return nil, err
 			}
 			// What a placeholder stands for is known when the config loads, and a file may be
 			// on the machine that loads it only.
-			if !strings.Contains(page, "{") {
-				if _, err := parsePageSource(page); err != nil {
-					return nil, h.WrapErr(err)
+			if !strings.Contains(location, "{") {
+				if _, err := page.ParseSource(location); err != nil {
+					return nil, h.WrapErr(fmt.Errorf("page: %w", err))
 				}
 			}
-			handler.Page = page
+			handler.Page = location
 
 		case "retry_after", "refresh":
 			arg, err := parseOneArg(h.Dispenser)

@@ -7,6 +7,8 @@ import (
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/caddyconfig"
+
+	"example.com/caddy-maintenance/internal/site"
 )
 
 // adapt turns a Caddyfile into JSON as `caddy adapt` does.
@@ -255,7 +257,7 @@ func FuzzDirective(f *testing.F) {
 			return
 		}
 		for handler := range handlers(t, config) {
-			if _, err := parseSiteName(handler.Site); err != nil {
+			if _, err := site.ParseName(handler.Site); err != nil {
 				t.Errorf("accepted a site that %v", err)
 			}
 			if handler.RetryAfter < 0 {

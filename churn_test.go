@@ -1,7 +1,6 @@
 package maintenance
 
 import (
-	"encoding/json"
 	"fmt"
 	"io"
 	"math/rand/v2"
@@ -17,20 +16,17 @@ import (
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
-)
 
-// repeats returns how often something is done in a test that a soak has last longer.
-func repeats(variable string, usually int) int {
-	if n, err := strconv.Atoi(os.Getenv(variable)); err == nil {
-		return n
-	}
-	return usually
-}
+	"example.com/caddy-maintenance/internal/store"
+)
 
 // G1, G5, G10: Reloads disturb nothing, and leave nothing behind, while requests are let
 // in, held and blocked, a page is fetched, and another instance switches a site.
 func TestReloadsUnderLoad(t *testing.T) {
-	reloads := repeats("MAINTENANCE_TEST_RELOADS", 200)
+	reloads := 200
+	if n, err := strconv.Atoi(os.Getenv("MAINTENANCE_TEST_RELOADS")); err == nil {
+		reloads = n // of a soak
+	}
 	var appRequests, answered, refused atomic.Int64
 	app := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		appRequests.Add(1)
@@ -75,6 +71,14 @@ func TestReloadsUnderLoad(t *testing.T) {
 	s.reload(directives(0))
 	s.put("closed", "")
 
+	// left is what there is, while it may still become less.
+	left := func() (goroutines int, heap uint64) {
+		client.CloseIdleConnections()
+		runtime.GC()
+		var memory runtime.MemStats
+		runtime.ReadMemStats(&memory)
+		return runtime.NumGoroutine(), memory.HeapAlloc
+	}
 	visitor := &http.Client{Timeout: time.Minute, Transport: &http.Transport{DisableKeepAlives: true}}
 	loaded := 0
 	// storm reloads so many times under load, and returns what is left when that has ended.
@@ -114,8 +118,8 @@ func TestReloadsUnderLoad(t *testing.T) {
 		run(func(int) { visit("/closed", http.StatusServiceUnavailable) })
 		run(func(int) { visit("/other", http.StatusOK, http.StatusServiceUnavailable) })
 		run(func(i int) {
-			s.storage.set(recordKey("other"), fmt.Sprintf(`{"version": %d, "enabled": %t}`, time.Now().UnixMicro(), i%2 == 0))
-			s.storage.set(switchKey, fmt.Sprint(i))
+			s.storage.set(store.Key("other"), fmt.Sprintf(`{"version": %d, "enabled": %t}`, time.Now().UnixMicro(), i%2 == 0))
+			s.storage.set(store.MarkerKey, fmt.Sprint(i))
 			<-time.After(20 * time.Millisecond)
 		})
 		for n := range reloads {
@@ -130,6 +134,10 @@ func TestReloadsUnderLoad(t *testing.T) {
 			})
 			if n%10 == 9 {
 				s.failLate(directives(0))
+				s.failEarly(directives(0))
+				if err := s.load("maintenance shop\nreverse_proxy {\nlb_policy nonsense\n}"); err == nil {
+					t.Error("a wrong config was loaded")
+				}
 			}
 		}
 		ending.Store(true)
@@ -143,18 +151,7 @@ func TestReloadsUnderLoad(t *testing.T) {
 				return nil
 			})
 		}
-		least := func() int {
-			client.CloseIdleConnections()
-			runtime.GC()
-			return runtime.NumGoroutine()
-		}
-		goroutines = least()
-		for end := time.Now().Add(2 * time.Second); time.Now().Before(end); <-time.After(10 * time.Millisecond) {
-			goroutines = min(goroutines, least())
-		}
-		var memory runtime.MemStats
-		runtime.ReadMemStats(&memory)
-		return goroutines, memory.HeapAlloc
+		return left()
 	}
 	goroutines, heap := storm(reloads / 4)
 	goroutinesAfter, heapAfter := storm(reloads - reloads/4)
@@ -163,117 +160,19 @@ func TestReloadsUnderLoad(t *testing.T) {
 	if appRequests.Load() != answered.Load() {
 		t.Errorf("%d requests reached the app, and %d were answered", appRequests.Load(), answered.Load())
 	}
-	if goroutinesAfter > goroutines+20 {
-		t.Errorf("%d goroutines, %d after a quarter of the reloads", goroutinesAfter, goroutines)
-	}
-	if heapAfter > heap+heap/2+4<<20 {
-		t.Errorf("a heap of %d bytes, %d after a quarter of the reloads", heapAfter, heap)
-	}
+	eventually(t, func() error {
+		goroutinesAfter, heapAfter := left()
+		if goroutinesAfter > goroutines+20 {
+			return fmt.Errorf("%d goroutines, %d after a quarter of the reloads", goroutinesAfter, goroutines)
+		}
+		if heapAfter > heap+heap/2+4<<20 {
+			return fmt.Errorf("a heap of %d bytes, %d after a quarter of the reloads", heapAfter, heap)
+		}
+		return nil
+	})
 	if err := caddy.Stop(); err != nil {
 		t.Fatal(err)
 	}
 	noSiteIsLeft(t)
 	noPageIsLeft(t)
-}
-
-// model is what a site has to be after some switches, by the design's table of states.
-type model struct {
-	State, Message string
-	Since          time.Time
-}
-
-// G2, G3, G4: Whatever is done at whichever instance, and whichever of them is killed,
-// the site is what the table of states says.
-func TestRandomSwitchesFollowTheTableOfStates(t *testing.T) {
-	seed := uint64(repeats("MAINTENANCE_TEST_SEED", int(time.Now().UnixNano()&0xffffff)))
-	random := rand.New(rand.NewPCG(seed, 0))
-	t.Logf("MAINTENANCE_TEST_SEED=%d", seed)
-
-	storage := t.TempDir()
-	fleet := make([]*process, 3)
-	for i := range fleet {
-		fleet[i] = newProcess(t)
-		fleet[i].options = fmt.Sprintf("storage file_system %s\nmaintenance {\nsync_interval 100ms\n}", storage)
-		fleet[i].start()
-	}
-	is := func(p *process, want model) error {
-		got, err := p.try(http.MethodGet, "")
-		if err != nil {
-			return err
-		}
-		var m model
-		if err := json.Unmarshal([]byte(got.body), &m); err != nil {
-			return err
-		}
-		if m.State != want.State || m.Message != want.Message || !m.Since.Equal(want.Since) {
-			return fmt.Errorf("the site is %+v, want %+v", m, want)
-		}
-		visit, err := try(http.MethodGet, p.url, "", nil)
-		if err != nil {
-			return err
-		}
-		if open := visit.StatusCode == http.StatusOK; open != (want.State == "off") {
-			return fmt.Errorf("a visitor got %d of a site that is %s", visit.StatusCode, want.State)
-		}
-		return nil
-	}
-	now := model{State: "off"}
-	var done []string
-	for n := range repeats("MAINTENANCE_TEST_SWITCHES", 200) {
-		i := random.IntN(len(fleet))
-		p := fleet[i]
-		operation := []string{"PUT", "PATCH", "DELETE", "PUT", "PATCH", "DELETE", "kill", "reload"}[random.IntN(8)]
-		done = append(done, fmt.Sprintf("%s at %d", operation, i))
-		failed := func(err error) {
-			t.Helper()
-			t.Fatalf("%v\nafter %s", err, strings.Join(done[max(0, len(done)-10):], ", "))
-		}
-		switch operation {
-		case "kill":
-			p.kill()
-			p.start()
-			if err := is(p, now); err != nil {
-				failed(err)
-			}
-		case "reload":
-			if err := p.reload(fmt.Sprint(n)); err != nil {
-				failed(err)
-			}
-		default:
-			message := fmt.Sprintf("Migration %d.", n)
-			before := now
-			code := http.StatusOK
-			switch {
-			case operation == "PUT", operation == "PATCH" && now.State == "on":
-				now.State, now.Message = "on", message
-			case operation == "PATCH":
-				code = http.StatusConflict
-			case now.State == "on" || now.Since.IsZero():
-				now = model{State: "off"}
-			}
-			began := time.Now().Truncate(time.Second)
-			got, err := p.try(operation, map[bool]string{true: fmt.Sprintf(`{"message": %q}`, message)}[operation != "DELETE"])
-			if err != nil || got.StatusCode != code {
-				failed(fmt.Errorf("%s got %v %d %s, want %d", operation, err, got.StatusCode, got.body, code))
-			}
-			if code == http.StatusOK && (now.State != before.State || now.Since.IsZero()) {
-				var m model
-				if err := json.Unmarshal([]byte(got.body), &m); err != nil {
-					failed(err)
-				}
-				if now.Since = m.Since; now.Since.Before(began) || now.Since.After(time.Now()) {
-					failed(fmt.Errorf("since %s, want now", now.Since))
-				}
-			}
-			if err := is(p, now); err != nil {
-				failed(err)
-			}
-		}
-		if random.IntN(2) == 0 {
-			continue // the others may not know yet
-		}
-		for _, p := range fleet {
-			eventually(t, func() error { return is(p, now) })
-		}
-	}
 }

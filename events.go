@@ -8,6 +8,8 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/caddyserver/caddy/v2"
+
+	"example.com/caddy-maintenance/internal/site"
 )
 
 // event is what handlers of the events app are told when a maintenance has begun or
@@ -18,17 +20,21 @@ type event struct {
 	answered <-chan struct{} // closed when the client that made the change has its answer; nil if there is none
 }
 
-// newEvent returns the event of a maintenance with these options.
-func newEvent(name, site string, o options, by origin) event {
+// events holds what is to be emitted, whichever config is running by then.
+var events eventQueue
+
+// emitLater has the event of a maintenance with these options emitted, when the client
+// that has made the change has its answer.
+func emitLater(name, siteName string, o *site.Options, cause site.Cause) {
 	until := ""
 	if !o.Until.IsZero() {
 		until = o.Until.Format(time.RFC3339)
 	}
-	return event{
+	events.add(event{
 		name:     name,
-		data:     map[string]any{"site": site, "message": o.Message, "until": until, "source": by.source},
-		answered: by.answered,
-	}
+		data:     map[string]any{"site": siteName, "message": o.Message, "until": until, "source": string(cause.Source)},
+		answered: cause.Answered,
+	})
 }
 
 // eventQueue holds events until they have been emitted. Handlers may take as long as

@@ -4,12 +4,12 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"net/http"
-	"os"
+	"runtime"
 	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"go.uber.org/zap"
@@ -17,7 +17,216 @@ import (
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
+
+	"example.com/caddy-maintenance/internal/site"
 )
+
+// What notify makes of changes, without Caddy: "log" is a line of the log, with its
+// source; "event" is what is emitted, with source, message and until.
+func TestChangesAreToldAsTheyAre(t *testing.T) {
+	cause := site.Cause{Source: site.SourceAPI, Client: "192.0.2.1:80"}
+	put := func(options string) func(*testing.T, *App) {
+		return func(t *testing.T, a *App) {
+			given, err := optionParser().Body([]byte(options))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := a.switchSite(a.sites["shop"], site.On{Options: given}, cause); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	off := func(t *testing.T, a *App) {
+		if err := a.switchSite(a.sites["shop"], site.Off{}, cause); err != nil {
+			t.Fatal(err)
+		}
+	}
+	read := func(record string) func(*testing.T, *App) {
+		return func(t *testing.T, a *App) {
+			r, err := site.ParseRecord([]byte(record), caddy.ParseDuration)
+			if err != nil {
+				t.Fatal(err)
+			}
+			a.takeRead(a.sites["shop"], site.Read{Record: r})
+		}
+	}
+	sleep := func(d time.Duration) func(*testing.T, *App) { return func(*testing.T, *App) { time.Sleep(d) } }
+	clock := func(_ *testing.T, a *App) { a.publish(a.sites["shop"], a.sites["shop"].Expire(time.Now())) }
+	// In a bubble it is midnight of 2000.
+	const untilOne = `{"message": "Hello.", "until": "2000-01-01T00:01:00Z"}`
+	for name, test := range map[string]struct {
+		stored string
+		slow   time.Duration // that a record takes to be stored
+		steps  []func(*testing.T, *App)
+		want   string
+	}{
+		"a switch": {steps: []func(*testing.T, *App){put(untilOne), put(`{"message": "Bye."}`), off, off}, want: `
+			log maintenance enabled: api
+			event maintenance_enabled api "Hello." "2000-01-01T00:01:00Z"
+			log maintenance options changed: api
+			log maintenance disabled: api
+			event maintenance_disabled api "Bye." ""`},
+		"off that was never on": {steps: []func(*testing.T, *App){off}, want: `
+			log maintenance stays off: api`},
+		"another instance's": {steps: []func(*testing.T, *App){read(`{"version": 1, "enabled": true}`), read(`{"version": 2, "enabled": false}`)}, want: `
+			log maintenance enabled: sync
+			event maintenance_enabled sync "" ""
+			log maintenance disabled: sync
+			event maintenance_disabled sync "" ""`},
+		"an end": {steps: []func(*testing.T, *App){put(untilOne), sleep(time.Hour), clock, clock}, want: `
+			log maintenance enabled: api
+			event maintenance_enabled api "Hello." "2000-01-01T00:01:00Z"
+			log maintenance disabled: until
+			event maintenance_disabled until "Hello." "2000-01-01T00:01:00Z"`},
+		"an end that the next switch finds": {steps: []func(*testing.T, *App){put(untilOne), sleep(time.Hour), put(`{}`)}, want: `
+			log maintenance enabled: api
+			event maintenance_enabled api "Hello." "2000-01-01T00:01:00Z"
+			log maintenance disabled: until
+			event maintenance_disabled until "Hello." "2000-01-01T00:01:00Z"
+			log maintenance enabled: api
+			event maintenance_enabled api "" ""`},
+		"an end before it is stored": {slow: 5 * time.Second, steps: []func(*testing.T, *App){put(`{"until": "2000-01-01T00:00:01Z"}`)}, want: `
+			log maintenance stays off: api`},
+		"an end of long ago":           {stored: `{"version": 1, "enabled": true, "until": "1999-01-01T00:00:00Z"}`, steps: []func(*testing.T, *App){clock}},
+		"one that was on before Caddy": {stored: `{"version": 1, "enabled": true}`},
+		"an unknown site that is on": {stored: `{`, steps: []func(*testing.T, *App){read(`{"version": 1, "enabled": true}`)}, want: `
+			log state of the site cannot be read; its requests are blocked until it can be, or until the site is switched: <nil>
+			log state of the site is known again: sync`},
+		"an unknown site that is switched": {stored: `{`, steps: []func(*testing.T, *App){put(`{}`)}, want: `
+			log state of the site cannot be read; its requests are blocked until it can be, or until the site is switched: <nil>
+			log maintenance enabled: api
+			event maintenance_enabled api "" ""`},
+		"an unknown site that is opened": {stored: `{`, steps: []func(*testing.T, *App){off}, want: `
+			log state of the site cannot be read; its requests are blocked until it can be, or until the site is switched: <nil>
+			log maintenance disabled: api
+			event maintenance_disabled api "" ""`},
+	} {
+		t.Run(name, func(t *testing.T) {
+			noEventIsLeft(t)
+			synctest.Test(t, func(t *testing.T) {
+				storage := newTestStorage(t)
+				if test.stored != "" {
+					storage.set(shopKey, test.stored)
+				}
+				a, log := newTestApp(t, storage, "shop")
+				storage.setFault(func(_ context.Context, op, key string) error {
+					if op == "store" && key == shopKey {
+						time.Sleep(test.slow)
+					}
+					return nil
+				})
+				emitted := holdEvents(t)
+				var got strings.Builder
+				tell := func() {
+					synctest.Wait()
+					lines, events := log.TakeAll(), emitted()
+					for i := range max(len(lines), len(events)) { // as many of each, but for lines without an event
+						if i < len(lines) {
+							fmt.Fprintf(&got, "\n\t\t\tlog %s: %v", lines[i].Message, lines[i].ContextMap()["source"])
+							if fields := lines[i].ContextMap(); fields["source"] == "api" && fields["client"] != cause.Client {
+								t.Errorf("logged %v", fields)
+							}
+						}
+						if i < len(events) {
+							fmt.Fprintf(&got, "\n\t\t\tevent %s", events[i])
+						}
+					}
+				}
+				tell()
+				for _, step := range test.steps {
+					step(t, a)
+					tell()
+				}
+				if got.String() != test.want {
+					t.Errorf("got %s\nwant %s", got.String(), test.want)
+				}
+			})
+		})
+	}
+}
+
+// Changes are told in the order in which they come, however long the log takes.
+func TestChangesAreToldInTheirOrder(t *testing.T) {
+	noEventIsLeft(t)
+	synctest.Test(t, func(t *testing.T) {
+		storage := newTestStorage(t)
+		a, _ := newTestApp(t, storage, "shop")
+		emitted := holdEvents(t)
+		switched := make(chan error, 1)
+		switchOff := func() {
+			known := storage.loads.Load()
+			go func() { switched <- a.switchSite(a.sites["shop"], site.Off{}, site.Cause{Source: site.SourceAPI}) }()
+			for storage.loads.Load() == known {
+				runtime.Gosched()
+			}
+			for range 1000 { // of its chances to be told too early
+				runtime.Gosched()
+			}
+		}
+		var logged atomic.Int64
+		a.log = a.log.WithOptions(zap.Hooks(func(zapcore.Entry) error {
+			if logged.Add(1) == 1 {
+				switchOff()
+			}
+			return nil
+		}))
+		r, err := site.ParseRecord([]byte(`{"version": 1, "enabled": true}`), caddy.ParseDuration)
+		if err != nil {
+			t.Fatal(err)
+		}
+		a.takeRead(a.sites["shop"], site.Read{Record: r})
+		if err := <-switched; err != nil {
+			t.Error(err)
+		}
+		want := []string{`maintenance_enabled sync "" ""`, `maintenance_disabled api "" ""`}
+		if got := emitted(); !slices.Equal(got, want) {
+			t.Errorf("got %q, want %q", got, want)
+		}
+	})
+}
+
+// A handler is told when the client has its answer. Neither a client that does not take it
+// nor a handler that hangs keeps later events for longer than a minute, nor whoever adds one.
+func TestEventsWaitAMinuteAtMost(t *testing.T) {
+	s := prepare(t)
+	handled := s.handleEvents()
+	s.reload("maintenance shop")
+	synctest.Test(t, func(t *testing.T) {
+		began := time.Now()
+		handled.events = make(chan string, 10)
+		answered, hanging := make(chan struct{}), make(chan struct{})
+		told := make(chan string, 10)
+		handled.before = func(event string) {
+			name := strings.Fields(event)[2]
+			told <- fmt.Sprint(name, " ", time.Since(began))
+			if name == "hangs" {
+				<-hanging
+			}
+		}
+		var queue eventQueue
+		add := func(name string, answered <-chan struct{}) {
+			queue.add(event{"maintenance_enabled", map[string]any{"site": name, "message": "", "until": "", "source": "api"}, answered})
+		}
+		add("answered", answered)
+		add("hangs", nil)
+		add("unanswered", make(chan struct{}))
+		add("next", nil)
+		time.Sleep(time.Second)
+		close(answered)
+		time.Sleep(5 * time.Minute)
+		var got []string
+		for range len(told) {
+			got = append(got, <-told)
+		}
+		if want := []string{"answered 1s", "hangs 1s", "unanswered 2m1s", "next 2m1s"}; !slices.Equal(got, want) {
+			t.Errorf("told %q, want %q", got, want)
+		}
+		close(hanging)
+	})
+	s.logged("event handlers have not returned", `"site":"hangs"`)
+}
+
+// Handlers, as Caddy calls them
 
 func TestChangesAreEmittedOnce(t *testing.T) {
 	s := prepare(t)
@@ -46,61 +255,6 @@ func TestChangesAreEmittedOnce(t *testing.T) {
 	}
 }
 
-// An end that nobody has noticed before the next switch is told of all the same.
-func TestEndBeforeTheNextSwitchIsEmitted(t *testing.T) {
-	s := prepare(t)
-	handled := s.handleEvents()
-	s.reload("maintenance shop")
-	for range 5 {
-		s.put("shop", fmt.Sprintf(`{"until": %q}`, time.Now().Add(20*time.Millisecond).Format(time.RFC3339Nano)))
-		eventually(t, func() error { return s.is("shop", "off") })
-	}
-	s.put("shop", "")
-	var names []string
-	for range 11 {
-		names = append(names, strings.Fields(handled.next(t))[0])
-	}
-	for i, name := range names {
-		if want := []string{"maintenance_enabled", "maintenance_disabled"}[i%2]; name != want {
-			t.Fatalf("got %q", names)
-		}
-	}
-}
-
-func TestHandlersAreToldOfASiteThatBecomesKnown(t *testing.T) {
-	s := prepare(t)
-	handled := s.handleEvents()
-	s.storage.setFault(failOn("load", "maintenance/"))
-	s.reload("maintenance shop")
-	s.storage.setFault(nil)
-	eventually(t, func() error { return s.is("shop", "off") })
-	s.put("shop", "")
-	handled.expect(t, `maintenance_enabled maintenance shop "" "" api`)
-
-	s.storage.set(recordKey("shop"), "{")
-	s.restart("maintenance shop")
-	s.put("shop", "")
-	handled.expect(t, `maintenance_enabled maintenance shop "" "" api`)
-}
-
-// A switch is answered, and the next one made, while a handler is still at work.
-func TestHandlersAreInNobodysWay(t *testing.T) {
-	s := prepare(t)
-	handled := s.handleEvents()
-	s.reload("maintenance shop")
-	for range 3 {
-		s.put("shop", "")
-		s.delete("shop")
-	}
-	s.wantStatus("/", 200)
-	for i := range 6 {
-		name := strings.Fields(handled.next(t))[0]
-		if want := []string{"maintenance_enabled", "maintenance_disabled"}[i%2]; name != want {
-			t.Errorf("event %d is %s, want %s", i, name, want)
-		}
-	}
-}
-
 // A handler that asks for the state, or switches back, meets a switch that is done.
 func TestHandlersAreToldAfterTheAnswer(t *testing.T) {
 	s := prepare(t)
@@ -113,16 +267,6 @@ func TestHandlersAreToldAfterTheAnswer(t *testing.T) {
 	if got := <-states; got != "on" {
 		t.Errorf("a handler saw the state %s, want on", got)
 	}
-
-	answered := make(chan struct{})
-	sites.events.add(newEvent("maintenance_disabled", "shop", options{}, origin{source: "api", answered: answered}))
-	select {
-	case <-states:
-		t.Error("a handler was told before the client had its answer")
-	case <-time.After(100 * time.Millisecond):
-	}
-	close(answered)
-	handled.next(t)
 }
 
 // What becomes of a handler is not Caddy's end, and the next event is told.
@@ -158,57 +302,6 @@ func TestReloadDoesNotEndTheTelling(t *testing.T) {
 	}
 }
 
-// Changes are told in the order in which they come, however long the log takes.
-func TestEventsComeInTheOrderOfTheChanges(t *testing.T) {
-	s := prepare(t)
-	handled := s.handleEvents()
-	s.reload("maintenance shop")
-	s.polled()
-	app, err := runningApp()
-	if err != nil {
-		t.Fatal(err)
-	}
-	log := pausingLog{paused: make(chan struct{}), goOn: make(chan struct{})}
-	slow := &App{log: zap.New(log)}
-	r, err := newRecord(time.Now().UnixMicro(), true, now(), options{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	s.storage.set(shopKey, string(r.raw))
-	go func() { _, _ = slow.takeIn(app.members["shop"], r.raw, nil) }()
-	<-log.paused // the other instance's switch is known, and about to be told
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		s.delete("shop")
-	}()
-	select {
-	case <-done:
-		t.Error("a switch was answered before the one before it was told")
-	case <-time.After(100 * time.Millisecond):
-	}
-	close(log.goOn)
-	handled.expect(t, `maintenance_enabled maintenance shop "" "" sync`, `maintenance_disabled maintenance shop "" "" api`)
-	<-done
-}
-
-// pausingLog is a log that takes a pause before each line.
-type pausingLog struct{ paused, goOn chan struct{} }
-
-func (pausingLog) Enabled(zapcore.Level) bool          { return true }
-func (l pausingLog) With([]zapcore.Field) zapcore.Core { return l }
-func (pausingLog) Sync() error                         { return nil }
-
-func (l pausingLog) Check(entry zapcore.Entry, checked *zapcore.CheckedEntry) *zapcore.CheckedEntry {
-	return checked.AddCore(entry, l)
-}
-
-func (l pausingLog) Write(zapcore.Entry, []zapcore.Field) error {
-	l.paused <- struct{}{}
-	<-l.goOn
-	return nil
-}
-
 // A config that fails tells nobody; the running one tells of what came meanwhile.
 func TestFailedConfigsEmitNothing(t *testing.T) {
 	s := prepare(t)
@@ -224,46 +317,45 @@ func TestFailedConfigsEmitNothing(t *testing.T) {
 	}
 }
 
-// G4: Each instance tells its own handlers, once.
-func TestEachInstanceEmitsTheChangesOfAll(t *testing.T) {
-	storage := t.TempDir()
-	var fleet [2]*process
-	for i := range fleet {
-		fleet[i] = newProcess(t)
-		fleet[i].options = fmt.Sprintf(`
-			storage file_system %s
-			maintenance {
-				sync_interval 100ms
-			}
-			events {
-				on maintenance_enabled maintenance_test %s
-				on maintenance_disabled maintenance_test %[2]s
-			}`, storage, fleet[i].path("handled"))
-		fleet[i].start()
-	}
-	var want [2][]string
-	change := func(i int, method, body, state, event string) {
-		fleet[i].must(method, body)
-		fleet[1-i].await(state)
-		want[i] = append(want[i], event+" api")
-		want[1-i] = append(want[1-i], event+" sync")
-	}
-	for n := range 5 {
-		change(n%2, http.MethodPut, `{"message": "Back."}`, "on", `maintenance_enabled maintenance shop "Back." ""`)
-		change(0, http.MethodDelete, "", "off", `maintenance_disabled maintenance shop "Back." ""`)
-	}
-	for i := range fleet {
-		eventually(t, func() error {
-			content, err := os.ReadFile(fleet[i].path("handled"))
-			if got := strings.Split(strings.TrimSpace(string(content)), "\n"); err == nil && !slices.Equal(got, want[i]) {
-				err = fmt.Errorf("instance %d has told\n%s\nwant\n%s", i, content, strings.Join(want[i], "\n"))
-			}
-			return err
-		})
-	}
+// Harness
+
+// noEventIsLeft waits until the events of other tests have been emitted.
+func noEventIsLeft(t *testing.T) {
+	t.Helper()
+	eventually(t, func() error {
+		events.mu.Lock()
+		defer events.mu.Unlock()
+		if n := len(events.events); n > 0 {
+			return fmt.Errorf("%d events are left", n)
+		}
+		return nil
+	})
 }
 
-// Harness
+// holdEvents keeps events in the queue, behind one whose client does not take its answer
+// for a minute, and has emitted return them.
+func holdEvents(t *testing.T) (emitted func() []string) {
+	held := make(chan struct{})
+	events.add(event{answered: held})
+	t.Cleanup(func() {
+		close(held)
+		synctest.Wait()
+	})
+	return func() (list []string) {
+		events.mu.Lock()
+		defer events.mu.Unlock()
+		if len(events.events) == 0 { // the minute is over
+			events.events = []event{{answered: held}}
+			go events.emit()
+			return nil
+		}
+		for _, e := range events.events[1:] {
+			list = append(list, fmt.Sprintf("%s %s %q %q", e.name, e.data["source"], e.data["message"], e.data["until"]))
+		}
+		events.events = events.events[:1]
+		return list
+	}
+}
 
 // handledEvents are those that the handler has been told of.
 type handledEvents struct {
@@ -309,35 +401,20 @@ func (h *handledEvents) expect(t *testing.T, events ...string) {
 	}
 }
 
-// eventHandler tells the test of an event, or writes it to a file.
-type eventHandler struct {
-	File string `json:"file,omitempty"`
-}
+// eventHandler tells the test of an event.
+type eventHandler struct{}
 
 func (*eventHandler) CaddyModule() caddy.ModuleInfo {
 	return caddy.ModuleInfo{ID: "events.handlers.maintenance_test", New: func() caddy.Module { return new(eventHandler) }}
 }
 
-func (h *eventHandler) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
-	d.Next()
-	d.Args(&h.File)
-	return nil
-}
+func (*eventHandler) UnmarshalCaddyfile(*caddyfile.Dispenser) error { return nil }
 
-func (h *eventHandler) Handle(_ context.Context, e caddy.Event) error {
+func (*eventHandler) Handle(_ context.Context, e caddy.Event) error {
 	line := fmt.Sprintf("%s %s %s %q %q %s", e.Name(), e.Origin().CaddyModule().ID, e.Data["site"], e.Data["message"], e.Data["until"], e.Data["source"])
 	if len(e.Data) != 4 {
 		data, _ := json.Marshal(e.Data)
 		line += string(data)
-	}
-	if h.File != "" {
-		file, err := os.OpenFile(h.File, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
-		if err != nil {
-			return err
-		}
-		defer file.Close()
-		_, err = fmt.Fprintln(file, line)
-		return err
 	}
 	handled := handling.Load()
 	handled.before(line)

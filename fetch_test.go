@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"io"
 	"maps"
-	"math"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -26,6 +25,16 @@ import (
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/caddyconfig"
+
+	"example.com/caddy-maintenance/internal/api"
+	"example.com/caddy-maintenance/internal/page"
+	"example.com/caddy-maintenance/internal/store"
+)
+
+const (
+	maxPage            = 1 << 20
+	messagePlaceholder = "{maintenance.message}"
+	untilPlaceholder   = "{maintenance.until}"
 )
 
 // Where a page comes from
@@ -58,18 +67,6 @@ func TestPageOfEverySourceIsShown(t *testing.T) {
 			t.Errorf("page %q comes from %+v, want %s", test.page, got, test.source)
 		}
 	}
-}
-
-// Its certificate is checked, which no test server has a good one for.
-func TestSchemeThatIsLeftOutIsHTTPS(t *testing.T) {
-	host := newTLSPageHost(t, answers(html, "<h1>Mine.</h1>"))
-	s := start(t, shopWith("//"+userinfo+host.address+"/page"+query))
-	s.untilPages("shop", "failed")
-	if got := s.pages("shop")[0]; got.Source != host.url("/page") || !strings.Contains(got.Error, "failed to verify certificate") {
-		t.Errorf("the page is %+v, want %s, and its certificate not trusted", got, host.url("/page"))
-	}
-	s.wantPage("/", defaultPage)
-	s.tellsNoSecret()
 }
 
 func TestPageOfWhichNothingIsLeftIsTheDefaultOne(t *testing.T) {
@@ -353,17 +350,13 @@ func TestPageIsRenderedOnce(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	shop := app.members["shop"]
-	gate := &Handler{Site: "shop", RetryAfter: caddy.Duration(time.Minute), site: shop, page: shop.pages[0]}
+	shop := app.sites["shop"]
+	gate := &Handler{Site: "shop", RetryAfter: caddy.Duration(time.Minute), site: shop, view: shop.views[0]}
 	host.answer(saysNothing) // from now on only visitors have it rendered
 	s.fetchAgain(host, "/page")
 
 	// As a switch is learned of that nobody has rendered the page for.
-	r, err := newRecord(shop.current().version()+1, true, now(), options{Message: "New."})
-	if err != nil {
-		t.Fatal(err)
-	}
-	shop.learn(r, nil)
+	shop.read(fmt.Sprintf(`{"version": %d, "enabled": true, "message": "New."}`, shop.Current().Version()+1))
 
 	const visitors = 64
 	var before, after runtime.MemStats
@@ -376,7 +369,7 @@ func TestPageIsRenderedOnce(t *testing.T) {
 			if err := gate.ServeHTTP(w, benchRequest(t, http.Header{"Accept-Encoding": {[]string{"gzip", ""}[i%2]}}), benchApp); err != nil {
 				t.Error(err)
 			}
-			shown := gate.document(t.Context(), shop.current())
+			shown := gate.view.HTML(t.Context(), contentOf(shop.Current().Options()), shop.Current().Changed())
 			documents.Store(shown, true)
 		})
 	}
@@ -392,42 +385,6 @@ func TestPageIsRenderedOnce(t *testing.T) {
 		t.Errorf("%d visitors took %d MiB", visitors, took)
 	}
 	s.wantPage("/", strings.Replace(page, messagePlaceholder, "New.", 1))
-}
-
-// A page that is rendered for a maintenance is forgotten with it.
-func TestRenderingEndsWithTheMaintenance(t *testing.T) {
-	host := newPageHost(t, answers(html, "<p>{maintenance.message}"))
-	s := start(t, shopWith(host.url("/page")))
-	s.untilPages("shop", "ok")
-	app, err := runningApp()
-	if err != nil {
-		t.Fatal(err)
-	}
-	shown := app.members["shop"].pages[0]
-	for name, end := range map[string]func(){
-		"off": func() { s.delete("shop") },
-		"until": func() {
-			s.patch("shop", `{"until": "`+time.Now().Add(100*time.Millisecond).Format(time.RFC3339Nano)+`"}`)
-		},
-	} {
-		s.put("shop", `{"message": "Hello."}`)
-		s.wantPage("/", "<p>Hello.")
-		if shown.last.Load() == nil {
-			t.Errorf("%s: the page is not rendered while the site is on", name)
-		}
-		st := app.members["shop"].current()
-		end()
-		eventually(t, func() error {
-			if shown.last.Load() != nil {
-				return errors.New("the page is still kept as it was shown")
-			}
-			return nil
-		})
-		shown.document(st) // by a visitor who comes late
-		if shown.last.Load() != nil {
-			t.Errorf("%s: a visitor who comes late has the page kept", name)
-		}
-	}
 }
 
 // When a page is fetched
@@ -549,22 +506,6 @@ func TestPageThatHasNotChangedIsNotSentAgain(t *testing.T) {
 	want(2, 2, "<p>v2")
 	s.patch("shop", `{"message": "Hello."}`)
 	want(2, 3, "<p>v2")
-}
-
-func TestFailuresAreRetriedLessAndLessOften(t *testing.T) {
-	for n, want := range []time.Duration{
-		5 * time.Second, 10 * time.Second, 20 * time.Second, 40 * time.Second, 80 * time.Second,
-		160 * time.Second, 320 * time.Second, 10 * time.Minute, 10 * time.Minute,
-	} {
-		if got := retryAfterFailures(n); got != want {
-			t.Errorf("after failure %d: %s, want %s", n, got, want)
-		}
-	}
-	for _, n := range []int{30, 62, 63, 64, 1000, math.MaxInt} {
-		if got := retryAfterFailures(n); got != 10*time.Minute {
-			t.Errorf("after failure %d: %s, want 10m", n, got)
-		}
-	}
 }
 
 // Pages that are none
@@ -737,7 +678,7 @@ func TestPageFullOfPlaceholdersCostsLittle(t *testing.T) {
 	s := start(t, siteWith("full", host.url("/page")))
 	s.untilTried("full")
 	grown := watchMemory(t)
-	s.put("full", `{"message": "`+strings.Repeat("ü", maxMessage/4)+`"}`)
+	s.put("full", `{"message": "`+strings.Repeat("ü", 1000/4)+`"}`)
 	if grown := grown(); grown > 64<<20 {
 		t.Errorf("memory has grown by %d MiB", grown>>20)
 	}
@@ -748,89 +689,6 @@ func TestRedirectsOnTheSameHostAreFollowed(t *testing.T) {
 	s := start(t, shopWith(withSecrets(host.url("/hops-5"))))
 	s.untilPages("shop", "ok")
 	s.wantPage("/", "<p>Mine.")
-}
-
-func TestRedirectsThatAreFollowed(t *testing.T) {
-	for _, test := range []struct {
-		from, to string
-		follow   bool
-	}{
-		{"http://a/x", "http://a/y", true},
-		{"http://a/x", "http://A:80/y", true},
-		{"http://a:80/x", "http://a/y", true},
-		{"http://a/x", "http://a:443/y", false},
-		{"http://a:8080/x", "http://a/y", false},
-		{"http://a/x", "http://b/y", false},
-		{"http://a/x", "http://localhost:2019/config/", false},
-		{"http://a/x", "https://b/y", true},
-		{"https://a/x", "https://b:8443/y", true},
-		{"https://a/x", "http://a/y", false},
-		{"https://a:8443/x", "http://a:8443/y", false},
-		{"http://a/x", "ftp://a/y", false},
-		{"https://a/x", "file:///y", false},
-	} {
-		from, to := httptest.NewRequest(http.MethodGet, test.from, nil), httptest.NewRequest(http.MethodGet, test.to, nil)
-		if err := checkRedirect(to, []*http.Request{from}); (err == nil) != test.follow {
-			t.Errorf("from %s to %s: %v", test.from, test.to, err)
-		}
-	}
-}
-
-// A test server's certificate is trusted only by a client that is told to, so
-// these pages are fetched without a Caddy.
-//
-// G9
-func TestPagesOverHTTPS(t *testing.T) {
-	other := newPageHost(t, answers(html, "<p>Lost."))
-	last := newTLSPageHost(t, func(w http.ResponseWriter, r *http.Request) {
-		if told := r.Header.Get("Authorization") + r.Header.Get("Referer") + r.URL.RawQuery; told != "" {
-			t.Errorf("the host that was led to is told %s", told)
-		}
-		answers(html, "<p>Mine.")(w, r)
-	})
-	middle := newTLSPageHost(t, redirects("//"+last.address+"/page"))
-	for name, test := range map[string]struct {
-		serve http.HandlerFunc
-		want  string
-	}{
-		"good":            {answers(html, "<p>Mine."), ""},
-		"redirect":        {redirects("/hops-0"), ""},
-		"to another host": {redirects(middle.url("/page")), ""},
-		"to http":         {redirects(withSecrets(other.url("/lost"))), "a redirect to " + other.url("/lost") + ", followed is one to https or to the same scheme, host and port"},
-		"to http on the same port": {func(w http.ResponseWriter, r *http.Request) {
-			redirects("http://"+r.Host+"/lost")(w, r)
-		}, "/lost, followed is one to https or to the same scheme, host and port"},
-		"endless body":  {begins(writes(repeat(strings.Repeat("x", 4000)))), "it is larger than 1048576 bytes"},
-		"large headers": {header("X-Filler", slices.Repeat([]string{strings.Repeat("x", 1000)}, 100)...), "header list"},
-	} {
-		host := newTLSPageHost(t, func(w http.ResponseWriter, r *http.Request) {
-			if r.ProtoMajor != 2 {
-				t.Errorf("%s: fetched by %s, want HTTP/2", name, r.Proto)
-			}
-			if r.URL.Path == "/page" {
-				test.serve(w, r)
-			} else {
-				hops(w, r)
-			}
-		})
-		client := newPageClient()
-		client.Transport.(*http.Transport).TLSClientConfig = host.server.Client().Transport.(*http.Transport).TLSClientConfig.Clone()
-		source, err := parsePageSource(withSecrets(host.url("/page")))
-		if err != nil {
-			t.Fatal(err)
-		}
-		got, err := source.get(t.Context(), client, nil)
-		switch {
-		case test.want == "" && (err != nil || string(got.HTML) != "<p>Mine."):
-			t.Errorf("%s: got %+v (%v), want the page", name, got, err)
-		case test.want != "" && (err == nil || !strings.Contains(err.Error(), test.want)):
-			t.Errorf("%s: got %+v (%v), want %q", name, got, err, test.want)
-		}
-		tellsNoSecret(t, fmt.Sprint(err))
-	}
-	if n := other.asked("/lost"); n > 0 {
-		t.Errorf("the host that was led to over http was asked %d times", n)
-	}
 }
 
 func TestHostIsGivenWhatTheURLSays(t *testing.T) {
@@ -1033,7 +891,7 @@ func TestPageThatWasNeverThereIsTheDefaultOne(t *testing.T) {
 // G9
 func TestCorruptCopyIsIgnored(t *testing.T) {
 	copyOf := func(html, charset string) string {
-		raw, err := json.Marshal(pageCopy{HTML: []byte(html), Charset: charset})
+		raw, err := json.Marshal(page.Copy{HTML: []byte(html), Charset: charset})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -1055,7 +913,7 @@ func TestCorruptCopyIsIgnored(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			s := prepare(t)
 			page := "http://" + freeAddress(t) + "/page"
-			s.storage.set(copyKey(page), test.stored)
+			s.storage.set(copyKeyOf(page), test.stored)
 			s.reload(shopWith(page))
 			s.wantPage("/", defaultPage)
 			s.logged(`"warn"`, "the copy of a page cannot be read from storage", `"page":"`+page+`"`, test.want)
@@ -1121,8 +979,8 @@ func TestCopyThatStorageHasLostIsStoredAgain(t *testing.T) {
 	s := start(t, shopWith(page))
 	s.untilStored(page, "Mine")
 	for _, damage := range []func(){
-		func() { _ = s.storage.Delete(t.Context(), copyKey(page)) },
-		func() { s.storage.set(copyKey(page), `{"html": "`) },
+		func() { _ = s.storage.Delete(t.Context(), copyKeyOf(page)) },
+		func() { s.storage.set(copyKeyOf(page), `{"html": "`) },
 	} {
 		s.untilIdle()
 		damage()
@@ -1159,11 +1017,11 @@ func TestStorageThatHangsHoldsUpOnlyTheFirstVisitors(t *testing.T) {
 	within(t, "an answer that is no page", 2*time.Second, func() {
 		s.do(http.MethodGet, "/", http.Header{"Accept": {"application/json"}})
 	})
-	within(t, "the first page", recallPatience+3*time.Second, func() { s.wantPage("/", defaultPage) })
+	within(t, "the first page", restorePatience+3*time.Second, func() { s.wantPage("/", defaultPage) })
 	within(t, "the second page", time.Second, func() { s.wantPage("/", defaultPage) })
 
 	// A copy that comes late is shown, too.
-	s.storage.set(copyKey(page), `{"html": "PHA+T2xkLg==", "charset": "utf-8"}`)
+	s.storage.set(copyKeyOf(page), `{"html": "PHA+T2xkLg==", "charset": "utf-8"}`)
 	release()
 	s.untilPage("/", "<p>Old.")
 }
@@ -1174,7 +1032,7 @@ func TestCopyThatComesLateIsNotTakenForANewOne(t *testing.T) {
 	hang, release := hangOn("load", "maintenance/pages/")
 	defer release()
 	s.storage.setFault(hang)
-	s.storage.set(copyKey(host.url("/page")), `{"html": "PHA+T2xkLg==", "charset": "utf-8"}`)
+	s.storage.set(copyKeyOf(host.url("/page")), `{"html": "PHA+T2xkLg==", "charset": "utf-8"}`)
 	s.reload(shopWith(host.url("/page")))
 	within(t, "the page", 5*time.Second, func() { s.untilPages("shop", "ok") })
 	s.wantPage("/", "<p>New.")
@@ -1218,7 +1076,7 @@ func TestStorageThatHangsHoldsUpNoLoadOfManyPages(t *testing.T) {
 	hang, release := hangOn("load", "maintenance/pages/")
 	s.storage.setFault(hang)
 	var directives strings.Builder
-	for i := range maxReads + 2 {
+	for i := range store.MaxReads + 2 {
 		fmt.Fprintf(&directives, "handle /%d {\n%s\n}\n", i, siteWith("shop", host.url(fmt.Sprintf("/%d", i))))
 	}
 	loaded := make(chan error, 1)
@@ -1476,7 +1334,7 @@ func TestVisitorsGetWholePagesWhateverHappens(t *testing.T) {
 	})
 	whole := map[string]bool{"app": true, defaultPage: true}
 	for _, message := range []string{"", "one", "two"} {
-		whole[string(renderPage(options{Message: message}).html)] = true
+		whole[string(page.Default(page.Content{Message: message}).HTML)] = true
 		for _, path := range []string{"/a", "/b"} {
 			whole["<p>"+path+" "+message+filler+"</p>"] = true
 		}
@@ -1539,16 +1397,7 @@ func TestReloadsWithAHostThatHangsLeaveNothingBehind(t *testing.T) {
 		runtime.GC()
 		return runtime.NumGoroutine()
 	}
-	reload := func(i int) {
-		before := host.asked("/kept")
-		s.reload(directives(i))
-		eventually(t, func() error {
-			if host.asked("/kept") == before {
-				return errors.New("the page is not fetched again")
-			}
-			return nil
-		})
-	}
+	reload := func(i int) { s.reload(directives(i)) }
 	for i := range 5 {
 		reload(i)
 	}
@@ -1574,7 +1423,7 @@ func TestReloadsWithAHostThatHangsLeaveNothingBehind(t *testing.T) {
 
 // Harness
 
-var defaultPage = string(stockPage.html)
+var defaultPage = string(page.Default(page.Content{}).HTML)
 
 // siteWith is the directive of a site that is in maintenance from the beginning
 // and has a page.
@@ -1600,18 +1449,6 @@ func newPageHost(t *testing.T, serve http.HandlerFunc) *pageHost {
 	t.Helper()
 	h := &pageHost{t: t, scheme: "http", serve: serve, requests: make(map[string]int)}
 	h.server = httptest.NewServer(h)
-	h.address = h.server.Listener.Addr().String()
-	t.Cleanup(h.down)
-	return h
-}
-
-// newTLSPageHost starts a host that speaks HTTP/2 over TLS.
-func newTLSPageHost(t *testing.T, serve http.HandlerFunc) *pageHost {
-	t.Helper()
-	h := &pageHost{t: t, scheme: "https", serve: serve, requests: make(map[string]int)}
-	h.server = httptest.NewUnstartedServer(h)
-	h.server.EnableHTTP2 = true
-	h.server.StartTLS()
 	h.address = h.server.Listener.Addr().String()
 	t.Cleanup(h.down)
 	return h
@@ -1679,10 +1516,10 @@ func (s *server) tellsNoSecret() {
 // What a Caddy shows and says
 
 // pages is how the pages of a site stand.
-func (s *server) pages(site string) []pageStatus {
+func (s *server) pages(site string) []api.Page {
 	s.t.Helper()
 	response := s.api(http.MethodGet, "/maintenance/"+site, "")
-	var got siteStatus
+	var got api.Site
 	if err := json.Unmarshal([]byte(response.body), &got); err != nil || response.StatusCode != 200 {
 		s.t.Fatalf("got %d %s (%v)", response.StatusCode, response.body, err)
 	}
@@ -1887,14 +1724,20 @@ func (s *server) loadWith(directives, old, replacement string) error {
 
 // What is in storage
 
-func copyKey(page string) string { return pageSource{location: page}.key() }
+func copyKeyOf(location string) string {
+	source, err := page.ParseSource(location)
+	if err != nil {
+		panic(err)
+	}
+	return copyKey(source)
+}
 
 // untilStored waits until the copy of a page is stored and has a text in it.
-func (s *server) untilStored(page, text string) {
+func (s *server) untilStored(location, text string) {
 	s.t.Helper()
 	eventually(s.t, func() error {
-		raw := s.storage.get(copyKey(page))
-		c, err := parsePageCopy([]byte(raw))
+		raw := s.storage.get(copyKeyOf(location))
+		c, err := page.ParseCopy([]byte(raw))
 		if err != nil {
 			return fmt.Errorf("the copy is %.200q: %w", raw, err)
 		}
@@ -1911,9 +1754,9 @@ func (s *server) untilIdle() {
 	s.t.Helper()
 	eventually(s.t, func() error {
 		app, err := runningApp()
-		for p := range app.pages {
+		for p := range app.pages.views {
 			if len(p.storage) > 0 {
-				return fmt.Errorf("the copy of %s is being read or stored", p)
+				return fmt.Errorf("the copy of %s is being read or stored", p.Source())
 			}
 		}
 		return err

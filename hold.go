@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"net/http"
 	"time"
+
+	"example.com/caddy-maintenance/internal/site"
 )
 
 const (
@@ -25,51 +27,51 @@ type hold struct {
 type holdEnd int
 
 const (
-	blocked  holdEnd = iota // it is over, or there is to be none
-	reopened                // the site may be open
-	left                    // the client has left
-	stopped                 // the config is being unloaded
+	blocked  holdEnd = iota // its time is over, or it never began
+	released                // the site may be open
+	canceled                // the client has left
+	shutdown                // the config is being unloaded
 )
 
-// wait holds a request until the site is no longer in the state given, if that
-// says that requests are to be held.
-func (hd *hold) wait(w http.ResponseWriter, r *http.Request, st *state) holdEnd {
-	again := !hd.since.IsZero() // and keeps its place, though newcomers may have come meanwhile
-	if !again {
+// wait holds a request until the site is no longer in the state that v shows, if the
+// options of that say so and there is room.
+func (hd *hold) wait(w http.ResponseWriter, r *http.Request, v site.View) holdEnd {
+	requeued := !hd.since.IsZero() // it keeps its place, though newcomers may have come meanwhile
+	if !requeued {
 		hd.since = time.Now()
 	}
-	if hd.deadline(st).IsZero() || r.ContentLength < 0 || memoryOf(r) > maxHeldMemory {
+	if hd.deadline(v).IsZero() || r.ContentLength < 0 || memoryOf(r) > maxHeldMemory {
 		return blocked
 	}
 	held := &hd.handler.site.held
 	defer held.Add(-1)
-	if held.Add(1) > maxHeld && !again {
+	if held.Add(1) > maxHeld && !requeued {
 		return blocked
 	}
 	if !hd.readBody(w, r) {
-		return hd.unless(blocked)
+		return hd.orShutdown(blocked)
 	}
-	wake := hd.deadline(st)
-	if until := st.options().Until; !until.IsZero() && until.Before(wake) {
+	wake := hd.deadline(v)
+	if until := v.Options().Until; !until.IsZero() && until.Before(wake) {
 		wake = until
 	}
 	timer := time.NewTimer(time.Until(wake))
 	defer timer.Stop()
 	over := false
 	select {
-	case <-st.replaced:
+	case <-v.Changed():
 	case <-timer.C:
-		over = !time.Now().Before(hd.deadline(st))
+		over = !time.Now().Before(hd.deadline(v))
 	case <-r.Context().Done():
 	case <-hd.handler.stopping:
 	}
 	if r.Context().Err() != nil {
-		return left
+		return canceled
 	}
-	if over && hd.handler.site.current() == st {
-		return hd.unless(blocked)
+	if over && hd.handler.site.Current() == v.State {
+		return hd.orShutdown(blocked)
 	}
-	return hd.unless(reopened)
+	return hd.orShutdown(released)
 }
 
 // memoryOf is about what a request takes in memory when its body, whose length is known,
@@ -87,8 +89,8 @@ func memoryOf(r *http.Request) int64 {
 // deadline is how long a request is held in a state of the site, counted from when it
 // came; zero if it is not. A server that limits how long an answer takes leaves half of
 // that to the app: what it gets too late it would carry out, and its client never know.
-func (hd *hold) deadline(st *state) time.Time {
-	limit := st.options().hold()
+func (hd *hold) deadline(v site.View) time.Time {
+	limit := v.Options().Hold.Value
 	if limit == 0 {
 		return time.Time{}
 	}
@@ -98,11 +100,11 @@ func (hd *hold) deadline(st *state) time.Time {
 	return hd.since.Add(limit)
 }
 
-// unless returns end, but if the config is being unloaded.
-func (hd *hold) unless(end holdEnd) holdEnd {
+// orShutdown returns end, or shutdown if the config is being unloaded.
+func (hd *hold) orShutdown(end holdEnd) holdEnd {
 	select {
 	case <-hd.handler.stopping:
-		return stopped
+		return shutdown
 	default:
 		return end
 	}
@@ -116,7 +118,7 @@ func (hd *hold) readBody(w http.ResponseWriter, r *http.Request) bool {
 		go func() {
 			inTime := hd.watch(done)
 			if !inTime {
-				expireRead(w)
+				_ = http.NewResponseController(w).SetReadDeadline(time.Now())
 			}
 			watched <- inTime
 		}()
@@ -138,17 +140,17 @@ func (hd *hold) readBody(w http.ResponseWriter, r *http.Request) bool {
 // Once the site is open the rest may take as long as it takes.
 func (hd *hold) watch(done <-chan struct{}) bool {
 	for {
-		st := hd.handler.site.current()
+		v := hd.handler.site.view()
 		var over <-chan time.Time
-		if st.blocks(hd.handler.initiallyOn) {
-			timer := time.NewTimer(time.Until(hd.deadline(st)))
+		if v.Blocks() {
+			timer := time.NewTimer(time.Until(hd.deadline(v)))
 			defer timer.Stop()
 			over = timer.C
 		}
 		select {
 		case <-done:
 			return true
-		case <-st.replaced:
+		case <-v.Changed():
 		case <-over:
 			return false
 		case <-hd.handler.stopping:

@@ -3,18 +3,16 @@
 // site is in maintenance, and a switch for it in Caddy's admin API and on the
 // command line (caddy maintenance on|off).
 //
-// A site's state is one value in memory, shared by all handlers that carry its
-// name and kept across config reloads. It is stored in Caddy's storage before
-// a switch is answered, and read from there before the site serves its first
-// request.
+// This package holds what talks to Caddy; what can be understood without it is in the
+// packages below. A request goes from the handler to its site (internal/site), which
+// admits it (internal/inflight) or has it answered (internal/page). A switch goes from the
+// admin API to the storage (internal/store) and to the site; a sync, from the storage to
+// the site. Both come back as changes, and notify passes those on.
 package maintenance
 
 import (
-	"context"
 	"fmt"
 	"net/http"
-	"regexp"
-	"slices"
 	"strings"
 	"time"
 
@@ -22,6 +20,10 @@ import (
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+
+	"example.com/caddy-maintenance/internal/inflight"
+	"example.com/caddy-maintenance/internal/page"
+	"example.com/caddy-maintenance/internal/site"
 )
 
 func init() {
@@ -33,14 +35,14 @@ func init() {
 // with `caddy maintenance on|off` or through the admin API under
 // `/maintenance/`; no config reload is needed.
 //
-// A switch can have requests held until the maintenance is over, have those cut off
-// that do not end, and let in who opens `/.maintenance/<secret>` with its secret.
+// A switch can also hold requests until the maintenance is over, terminate those that do
+// not finish, and issue a bypass link, `/.maintenance/<secret>`.
 //
 // The page is HTML, `application/problem+json` (RFC 9457) or plain text,
 // whichever the request's `Accept` header prefers. The response is never
-// cached and carries `Retry-After` (RFC 9110, section 10.2.3). Put this handler
-// before any `headers` handler in its route: one before it that is deferred would
-// overwrite `Cache-Control`.
+// cached and carries `Retry-After` (RFC 9110, section 10.2.3). Put this handler before
+// any `headers` handler in its route: a deferred one in front of it would overwrite
+// `Cache-Control`.
 type Handler struct {
 	// The name of the site that this handler belongs to: 1 to 64 of
 	// `a-z 0-9 . - _ : *`, beginning with a letter, digit or `*`; upper case
@@ -48,43 +50,43 @@ type Handler struct {
 	// same name are switched together. Required.
 	Site string `json:"site"`
 
-	// A page of one's own in place of the default one: what contains `://` or
-	// begins with `//` (which is read as https) is an `https` or `http` URL,
-	// anything else the path of a file, relative to Caddy's working directory.
-	// Placeholders such as `{env.MAINTENANCE_PAGE_URL}` are replaced when the
-	// config loads; if nothing is left, it is the default page.
+	// A custom page. A value that contains `://` or begins with `//` (which is read
+	// as https) is an `https` or `http` URL; any other value is the path of a file,
+	// relative to Caddy's working directory. Placeholders such as
+	// `{env.MAINTENANCE_PAGE_URL}` are replaced when the config loads; an empty value
+	// means the default page.
 	//
-	// The page has to be HTML of at most 1 MiB. It is fetched when the config
-	// has started, every 10 minutes, when the site is switched on, and after a
-	// failure again in 5 seconds, then twice as long each time up to 10 minutes;
-	// never for a visitor, who gets the last good copy, or the default page if
-	// there has never been one. `{maintenance.message}` and
-	// `{maintenance.until}` in it are replaced by the switch's message and end.
-	// Default: none.
+	// The page must be HTML of at most 1 MiB. It is fetched when the config starts,
+	// every 10 minutes, and when the site is switched on; after a failure again in 5
+	// seconds, then twice as long each time up to 10 minutes. It is never fetched for
+	// a visitor: visitors get the last good copy, or the default page if there has
+	// never been one. `{maintenance.message}` and `{maintenance.until}` in the page
+	// are replaced by the message and the end of the maintenance.
+	// Default: the default page.
 	Page string `json:"page,omitempty"`
 
-	// What the `Retry-After` header says if the switch says nothing else.
+	// The value of the `Retry-After` header, unless the switch sets another one.
 	// Default: `5m`. At least `1s`.
 	RetryAfter caddy.Duration `json:"retry_after,omitempty"`
 
-	// Has browsers ask again after this time by themselves, in whole seconds,
-	// with a `Refresh` header. At least `1s`. Default: none.
+	// Sets a `Refresh` header, so that browsers reload by themselves after this time,
+	// in whole seconds. At least `1s`. Default: no such header.
 	Refresh caddy.Duration `json:"refresh,omitempty"`
 
-	// Requests that are let through although the site is in maintenance: those
-	// that match any of these matcher sets. An empty matcher set is an error.
+	// Requests that match any of these matcher sets get through while the site is in
+	// maintenance. An empty matcher set is an error. Default: none.
 	BypassRaw caddyhttp.RawMatcherSets `json:"bypass,omitempty" caddy:"namespace=http.matchers"`
 
-	// The state of the site as long as it has never been switched: `on` or
-	// `off`. All handlers of a site must agree on it. Default: `off`.
+	// The state of a site that has never been switched: `on` or `off`. All handlers of a site must agree on it. Default: `off`.
 	InitialState string `json:"initial_state,omitempty"`
 
-	site         *member
+	site         *configuredSite
 	log          *zap.Logger
 	cookieName   string
 	stopping     <-chan struct{} // closed when the config is unloaded
 	writeTimeout time.Duration   // of the server; 0 if it has none
-	page         *shownPage      // nil for the default page
+	view         *siteView
+	pageKey      string // of the custom page in the pool, if there is one
 	initiallyOn  bool
 	bypass       caddyhttp.MatcherSets
 }
@@ -97,9 +99,9 @@ func (Handler) CaddyModule() caddy.ModuleInfo {
 	}
 }
 
-// Provision checks the configuration and joins the handler to its site.
+// Provision checks the config and joins the handler to its site.
 func (h *Handler) Provision(ctx caddy.Context) error {
-	name, err := parseSiteName(h.Site)
+	name, err := site.ParseName(h.Site)
 	if err != nil {
 		return err
 	}
@@ -114,11 +116,7 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 			return err
 		}
 	}
-	page, err := resolvePage(h.Page)
-	if err != nil {
-		return err
-	}
-	source, content, err := checkPage(page)
+	source, content, err := checkPage(h.Page)
 	if err != nil {
 		return err
 	}
@@ -141,34 +139,34 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 	if err != nil {
 		return err
 	}
-	m, err := app.(*App).join(name, h.initiallyOn)
-	if err != nil {
+	if h.site, err = app.(*App).join(name, h.initiallyOn); err != nil {
 		return err
 	}
-	h.site = m
 	h.log = ctx.Logger()
-	h.cookieName = passCookieName(name)
+	h.cookieName = site.CookieName(name)
 	if server, ok := ctx.Value(caddyhttp.ServerCtxKey).(*caddyhttp.Server); ok {
 		addErrorRoutes(server)
 		h.stopping = app.(*App).stopping(server)
 		h.writeTimeout = time.Duration(server.WriteTimeout)
 	}
-	if h.Page != "" && source.location == "" {
-		h.log.Info("page is empty; visitors get the default page", zap.String("site", name), zap.String("page", h.Page))
+	if h.pageKey = source.Location(); h.pageKey != "" {
+		h.view = app.(*App).pages.use(h.site, source, content)
+		return nil
 	}
-	if source.location != "" {
-		h.page = app.(*App).addPage(m, source, content)
+	h.view, _ = h.site.viewOf(nil)
+	if h.Page != "" {
+		h.log.Info("page is empty; visitors get the default page", zap.String("site", name), zap.String("page", h.Page))
 	}
 	return nil
 }
 
-// Cleanup parts the handler from its site and its page.
+// Cleanup releases the handler's site and page.
 func (h *Handler) Cleanup() error {
-	if h.page != nil {
-		_, _ = customPages.Delete(h.page.location) // there is nothing to destruct
+	if h.pageKey != "" {
+		_, _ = pages.Delete(h.pageKey) // which does not fail
 	}
 	if h.site != nil {
-		sites.release(h.site.site)
+		releaseSite(h.site.entry)
 	}
 	return nil
 }
@@ -176,75 +174,92 @@ func (h *Handler) Cleanup() error {
 // ServeHTTP lets the request through, and counts it until it ends, unless the
 // site is in maintenance.
 func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler) error {
-	if h.site.ready(r.Context()) != nil {
+	if h.site.Ready(r.Context()) != nil {
 		return clientLeft(w)
 	}
-	state, p, admitted := h.site.admit(h, w, r)
+	v, req, admitted := h.site.admit(h, w, r)
 	if !admitted {
-		return h.serveClosed(w, r, next, state)
+		return h.serveClosed(w, r, next, v)
 	}
 	if replacer, ok := r.Context().Value(caddy.ReplacerCtxKey).(*caddy.Replacer); ok {
 		replacer.Map(noOutcome)
 	}
-	return h.enter(p, w, r, next)
+	return h.enter(req, w, r, next)
 }
 
-// enter serves a request that has been admitted. One without a passage is counted by
-// another gate.
-func (h *Handler) enter(p *passage, w http.ResponseWriter, r *http.Request, next caddyhttp.Handler) error {
-	if p == nil {
+// enter serves a request that has been admitted: req, or nil for one that another gate
+// counts.
+func (h *Handler) enter(req *inflight.Request, w http.ResponseWriter, r *http.Request, next caddyhttp.Handler) error {
+	if req == nil {
 		return next.ServeHTTP(w, r)
 	}
-	setContext(r, &p.context)
-	return h.serveAdmitted(p, r, next)
+	setContext(r, req.Context())
+	return h.serveAdmitted(req, r, next)
 }
 
-// serveClosed lets a request of a site that is in maintenance through, holds it
-// or blocks it.
-func (h *Handler) serveClosed(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler, st *state) error {
+// serveClosed serves a request of a site that is in maintenance. The request is
+//
+//  1. bypassed, if a bypass matcher matches it;
+//  2. bypassed, if it carries the cookie of the bypass secret; if it opens the link with
+//     the secret, it is sent back into the site with that cookie;
+//  3. held, if the maintenance says so. When the site opens, the request is admitted;
+//     if the site is closed again by then, it starts over;
+//  4. blocked.
+func (h *Handler) serveClosed(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler, v site.View) error {
 	hold := hold{handler: h}
 	for {
-		isLink := hidesLink(r, st.options().Pass)
-		if len(h.bypass) > 0 {
-			bypassed, err := h.bypass.AnyMatchWithError(r)
-			if err != nil && isLink {
-				// Caddy would log the path with the error, which may tell it, too.
-				h.log.Error("a bypass matcher has failed for a request with the secret in its path", zap.String("site", h.site.name))
-				w.WriteHeader(http.StatusInternalServerError)
-				return nil
-			}
-			if err != nil {
-				return err
-			}
-			if bypassed {
-				h.observe(r, wasBypassed)
-				return h.goOn(w, r, next)
-			}
-		}
-		if served, err := h.letIn(w, r, next, st.options().Pass); served {
+		if served, err := h.serveMatched(w, r, next, v); served {
 			return err
 		}
-		switch hold.wait(w, r, st) {
-		case blocked:
-			h.observe(r, wasBlocked)
-			h.respond(w, r, st, retryAfterSeconds(st.options(), time.Duration(h.RetryAfter)))
-			return nil
-		case stopped:
-			h.observe(r, wasBlocked)
-			h.respond(w, r, st, 1)
-			return nil
-		case left:
+		if served, err := h.serveBypass(w, r, next, v.Options().Bypass); served {
+			return err
+		}
+		switch hold.wait(w, r, v) {
+		case released:
+		case canceled:
 			logAs(r, "held")
 			return clientLeft(w)
-		case reopened:
+		case shutdown:
+			return h.block(w, r, v, 1)
+		case blocked:
+			return h.block(w, r, v, h.retryAfter(v.Options()))
 		}
-		var p *passage
+		var req *inflight.Request
 		var admitted bool
-		if st, p, admitted = h.site.admit(h, w, r); admitted {
+		if v, req, admitted = h.site.admit(h, w, r); admitted {
 			h.observe(r, wasReleased)
-			return h.enter(p, w, r, next)
+			return h.enter(req, w, r, next)
 		}
 	}
+}
+
+// serveMatched passes on a request that a bypass matcher matches, and reports whether it
+// has served the request. A matcher's error is never taken for a match.
+func (h *Handler) serveMatched(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler, v site.View) (served bool, err error) {
+	isLink := hidesLink(r, v.Options().Bypass)
+	matched, err := h.bypass.AnyMatchWithError(r)
+	switch {
+	case len(h.bypass) == 0:
+		return false, nil // where AnyMatchWithError says that everything matches
+	case err != nil && isLink:
+		// Caddy would log the path with the error, which may contain it, too.
+		h.log.Error("a bypass matcher has failed for a request with the secret in its path", zap.String("site", h.site.Name))
+		w.WriteHeader(http.StatusInternalServerError)
+		return true, nil
+	case err != nil:
+		return true, err
+	case !matched:
+		return false, nil
+	}
+	h.observe(r, wasBypassed)
+	return true, h.forward(w, r, next, v.Options().Bypass)
+}
+
+// block answers a request with the 503.
+func (h *Handler) block(w http.ResponseWriter, r *http.Request, v site.View, retryAfter int64) error {
+	h.observe(r, wasBlocked)
+	h.respond(w, r, v.State, retryAfter)
+	return nil
 }
 
 // statusClientLeft is what Caddy's reverse proxy logs of a client that did not
@@ -255,66 +270,6 @@ const statusClientLeft = 499
 func clientLeft(w http.ResponseWriter) error {
 	w.WriteHeader(statusClientLeft)
 	return nil
-}
-
-// serveAdmitted passes a request on, and answers it if it is cut off before anything
-// has been sent.
-func (h *Handler) serveAdmitted(p *passage, r *http.Request, next caddyhttp.Handler) error {
-	cut, err := h.passOn(p, r, next)
-	if cut {
-		setContext(r, p.context.parent)
-		h.observeTerminated(p)
-		markAnswered(p.writer.ResponseWriter)
-		h.respondCut(p.writer.ResponseWriter, r)
-	}
-	return err
-}
-
-// passOn counts a request until it ends, in whichever way. One that ends in an
-// error goes on to the site's error routes, which may proxy it again, and ends when
-// the server cancels its context, if errorRoutes does not notice it before.
-func (h *Handler) passOn(p *passage, r *http.Request, next caddyhttp.Handler) (cut bool, err error) {
-	returned := false
-	defer func() {
-		if !returned && p.writer.progress.Load() == cutAfter {
-			h.observeTerminated(p)
-		}
-		if err != nil {
-			p.handlerReturned()
-			context.AfterFunc(p.serverContext(), func() { h.site.leave(p) })
-		} else {
-			h.site.leave(p)
-		}
-	}()
-	body := r.Body
-	err = p.serve(r, next)
-	switch p.writer.progress.Load() {
-	case cutBefore:
-		abandon(p.writer.ResponseWriter, body)
-		returned = true
-		return true, nil
-	case cutAfter:
-		abandon(p.writer.ResponseWriter, body)
-		panic(http.ErrAbortHandler) // what has been sent must not look complete
-	}
-	returned = true
-	return false, err
-}
-
-// respondCut answers a request that was cut off before anything was sent.
-func (h *Handler) respondCut(w http.ResponseWriter, r *http.Request) {
-	header := w.Header()
-	for _, name := range appHeaders {
-		delete(header, name)
-	}
-	if r.ProtoMajor == 1 {
-		header.Set("Connection", "close")
-		if r.ContentLength != 0 {
-			linger(w)
-		}
-	}
-	st := h.site.current()
-	h.respond(w, r, st, retryAfterSeconds(st.options(), time.Duration(h.RetryAfter)))
 }
 
 const (
@@ -337,13 +292,21 @@ func checkRefresh(d time.Duration) error {
 	return nil
 }
 
-// resolvePage replaces the placeholders of a page's location.
-func resolvePage(page string) (string, error) {
-	resolved, err := caddy.NewReplacer().ReplaceOrErr(page, false, true)
+// checkPage returns the source of a custom page, with placeholders replaced, and what a
+// file holds. For the default page the source is the zero value.
+func checkPage(configured string) (page.Source, *page.Copy, error) {
+	location, err := caddy.NewReplacer().ReplaceOrErr(configured, false, true)
 	if err != nil {
-		return "", fmt.Errorf("page: %w; accepted are placeholders that are known when the config loads, such as {env.MAINTENANCE_PAGE_URL}", err)
+		return page.Source{}, nil, fmt.Errorf("page: %w; accepted are placeholders that are known when the config loads, such as {env.MAINTENANCE_PAGE_URL}", err)
 	}
-	return resolved, nil
+	if location = strings.TrimSpace(location); location == "" {
+		return page.Source{}, nil, nil
+	}
+	source, content, err := page.Check(location)
+	if err != nil {
+		return page.Source{}, nil, fmt.Errorf("page: %w", err)
+	}
+	return source, content, nil
 }
 
 func parseInitialState(s string) (on bool, err error) {
@@ -358,35 +321,6 @@ func parseInitialState(s string) (on bool, err error) {
 
 var errEmptyBypass = fmt.Errorf("bypass: an empty matcher given, which would let every request through; " +
 	"name what may pass, for example: bypass /healthz")
-
-// siteNames is what a site may be called; it is safe in a URL path, in a log
-// and, percent-encoded, as a file name.
-var siteNames = regexp.MustCompile(`^[a-z0-9*][a-z0-9._:*-]{0,63}$`)
-
-// parseSiteName returns the name with ASCII upper case folded.
-func parseSiteName(name string) (string, error) {
-	if name == "" {
-		return "", fmt.Errorf("site: no name given; name the site that is switched, for example: maintenance shop")
-	}
-	folded := foldASCII(name)
-	if !siteNames.MatchString(folded) {
-		return "", fmt.Errorf("site: %q given, accepted are 1 to 64 of a-z 0-9 . - _ : *, "+
-			"beginning with a letter, digit or *; a hostname makes a good name", name)
-	}
-	if slices.Contains([]string{"on", "off", "status", "help"}, folded) {
-		return "", fmt.Errorf("site: %q given, which would read as a command; a hostname makes a good name", name)
-	}
-	return folded, nil
-}
-
-func foldASCII(s string) string {
-	return strings.Map(func(r rune) rune {
-		if 'A' <= r && r <= 'Z' {
-			return r + 'a' - 'A'
-		}
-		return r
-	}, s)
-}
 
 // Interface guards
 var (

@@ -16,6 +16,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -242,8 +243,6 @@ func TestCountSurvivesPanicsOfTheApp(t *testing.T) {
 
 func TestMain(m *testing.M) {
 	caddy.RegisterModule(new(eventHandler))
-	caddy.RegisterModule(new(faultyStorage))
-	runAsCaddy()
 	dir, err := os.MkdirTemp("", "maintenance")
 	if err != nil {
 		panic(err)
@@ -353,9 +352,7 @@ func (s *server) restart(directives string) {
 func noSiteIsLeft(t *testing.T) {
 	t.Helper()
 	eventually(t, func() error {
-		sites.mu.Lock()
-		defer sites.mu.Unlock()
-		if n := len(sites.byName); n > 0 {
+		if n := sites.Len(); n > 0 {
 			return fmt.Errorf("%d sites are left", n)
 		}
 		return nil
@@ -366,7 +363,7 @@ func noSiteIsLeft(t *testing.T) {
 func noPageIsLeft(t *testing.T) {
 	t.Helper()
 	eventually(t, func() (err error) {
-		customPages.Range(func(key, _ any) bool {
+		pages.Range(func(key, _ any) bool {
 			err = fmt.Errorf("page %s is left", key)
 			return false
 		})
@@ -722,4 +719,105 @@ func (panicHandler) CaddyModule() caddy.ModuleInfo {
 
 func (panicHandler) ServeHTTP(http.ResponseWriter, *http.Request, caddyhttp.Handler) error {
 	panic(http.ErrAbortHandler)
+}
+
+func init() {
+	caddy.RegisterModule(testAppModule{})
+	httpcaddyfile.RegisterHandlerDirective("maintenance_test_app", func(h httpcaddyfile.Helper) (caddyhttp.MiddlewareHandler, error) {
+		h.Next()
+		h.NextArg()
+		return testAppModule{h.Val()}, nil
+	})
+	httpcaddyfile.RegisterDirectiveOrder("maintenance_test_app", httpcaddyfile.Before, "respond")
+}
+
+// testApps are found by number from a config.
+var (
+	testApps     sync.Map
+	lastTestApps atomic.Int64
+)
+
+// testApp returns the directive of an app that runs in Caddy itself.
+func testApp(t *testing.T, serve func(http.ResponseWriter, *http.Request) error) string {
+	t.Helper()
+	return testMiddleware(t, func(w http.ResponseWriter, r *http.Request, _ caddyhttp.Handler) error { return serve(w, r) })
+}
+
+func testMiddleware(t *testing.T, serve func(http.ResponseWriter, *http.Request, caddyhttp.Handler) error) string {
+	t.Helper()
+	number := strconv.FormatInt(lastTestApps.Add(1), 10)
+	testApps.Store(number, serve)
+	t.Cleanup(func() { testApps.Delete(number) })
+	return "maintenance_test_app " + number
+}
+
+type testAppModule struct {
+	Number string `json:"number"`
+}
+
+func (testAppModule) CaddyModule() caddy.ModuleInfo {
+	return caddy.ModuleInfo{ID: "http.handlers.maintenance_test_app", New: func() caddy.Module { return new(testAppModule) }}
+}
+
+func (m testAppModule) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler) error {
+	serve, ok := testApps.Load(m.Number)
+	if !ok {
+		return fmt.Errorf("no test app %s", m.Number)
+	}
+	return serve.(func(http.ResponseWriter, *http.Request, caddyhttp.Handler) error)(w, r, next)
+}
+
+// accessLog returns the entries of the access log without what is never the same.
+func (s *server) accessLog() (entries []string) {
+	content, _ := os.ReadFile(s.log) // there is none before the first line
+	for line := range strings.Lines(string(content)) {
+		var entry map[string]any
+		if json.Unmarshal([]byte(line), &entry) != nil || entry["logger"] != "http.log.access" {
+			continue
+		}
+		delete(entry, "ts")
+		delete(entry, "duration")
+		delete(entry["request"].(map[string]any), "remote_port")
+		entries = append(entries, fmt.Sprint(entry))
+	}
+	return entries
+}
+
+func siteNamed(name string) *configuredSite {
+	app, err := runningApp()
+	if err != nil {
+		return nil
+	}
+	return app.sites[name]
+}
+
+// holdsInFlight fails the test if another number of requests is in flight before that
+// time has passed.
+func (s *server) holdsInFlight(d time.Duration, n int64) {
+	s.t.Helper()
+	for end := time.Now().Add(d); time.Now().Before(end); <-time.After(10 * time.Millisecond) {
+		if got := siteNamed("shop").inFlight.Count(); got != n {
+			s.t.Errorf("%d in flight, want %d", got, n)
+			return
+		}
+	}
+}
+
+func (s *server) awaitInFlight(n int64) {
+	s.t.Helper()
+	eventually(s.t, func() error {
+		if got := siteNamed("shop").inFlight.Count(); got != n {
+			return fmt.Errorf("%d are in flight, want %d", got, n)
+		}
+		return nil
+	})
+}
+
+// ask gets a URL.
+func ask(ctx context.Context, client *http.Client, url string) visited {
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+	if err != nil {
+		return visited{err: err}
+	}
+	return roundTrip(client, request)
 }

@@ -7,6 +7,8 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/caddyserver/caddy/v2"
+
+	"example.com/caddy-maintenance/internal/site"
 )
 
 // metrics are those of the running config's sites, whichever config's registry they
@@ -22,16 +24,16 @@ func registerMetrics(ctx caddy.Context) error {
 	if registry == nil {
 		return nil
 	}
-	site := []string{"site"}
+	labels := []string{"site"}
 	err := registry.Register(&metrics{
 		enabled: prometheus.NewDesc("caddy_maintenance_enabled",
-			"Whether the site's requests are blocked: 1 if it is in maintenance or its state is unknown, 0 if not.", site, nil),
+			"Whether the site's requests are blocked: 1 if it is in maintenance or its state is unknown, 0 if not.", labels, nil),
 		since: prometheus.NewDesc("caddy_maintenance_since_timestamp_seconds",
-			"Unix time since when the site is in maintenance, or open. Absent if it was never switched or its state is unknown.", site, nil),
+			"Unix time since when the site is in maintenance, or open. Absent if it was never switched or its state is unknown.", labels, nil),
 		inFlight: prometheus.NewDesc("caddy_maintenance_in_flight_requests",
-			"Requests that were let in and have not ended.", site, nil),
+			"Requests that were let in and have not ended.", labels, nil),
 		held: prometheus.NewDesc("caddy_maintenance_held_requests",
-			"Requests that wait for the end of the maintenance.", site, nil),
+			"Requests that wait for the end of the maintenance.", labels, nil),
 		requests: prometheus.NewDesc("caddy_maintenance_requests_total",
 			"Requests that a maintenance has blocked, let bypass, released from hold or terminated.", []string{"site", "outcome"}, nil),
 		lastSync: prometheus.NewDesc("caddy_maintenance_last_sync_timestamp_seconds",
@@ -59,27 +61,27 @@ func (m *metrics) Collect(values chan<- prometheus.Metric) {
 	gauge := func(desc *prometheus.Desc, value float64, labels ...string) {
 		values <- prometheus.MustNewConstMetric(desc, prometheus.GaugeValue, value, labels...)
 	}
-	for _, site := range app.sorted() {
-		st := site.current()
-		if st.kind == loading {
+	for _, s := range app.sorted() {
+		v := s.view()
+		if v.Kind() == site.Loading {
 			continue
 		}
 		enabled := 0.0
-		if st.blocks(site.initiallyOn) {
+		if v.Blocks() {
 			enabled = 1
 		}
-		gauge(m.enabled, enabled, site.name)
-		if since := st.since(); !since.IsZero() {
-			gauge(m.since, seconds(since), site.name)
+		gauge(m.enabled, enabled, s.Name)
+		if since := v.Since(); !since.IsZero() {
+			gauge(m.since, seconds(since), s.Name)
 		}
-		gauge(m.inFlight, float64(site.inFlight.Load()), site.name)
-		gauge(m.held, float64(site.heldNow()), site.name)
+		gauge(m.inFlight, float64(s.inFlight.Count()), s.Name)
+		gauge(m.held, float64(s.heldNow()), s.Name)
 		for o, name := range outcomes {
 			values <- prometheus.MustNewConstMetric(m.requests, prometheus.CounterValue,
-				float64(site.requests[o].Load()), site.name, name)
+				float64(s.requests[o].Load()), s.Name, name)
 		}
 	}
-	if last := sites.lastSync.Load(); last != nil && len(app.members) > 0 && app.SyncInterval > 0 {
+	if last := lastSync.Load(); last != nil && len(app.sites) > 0 && app.SyncInterval > 0 {
 		gauge(m.lastSync, seconds(*last))
 	}
 }

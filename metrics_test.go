@@ -176,11 +176,11 @@ func TestMetricsAreRightAfterReloads(t *testing.T) {
 		return nil
 	})
 	right("at first")
-	for i := range 50 {
+	for i := range 10 {
 		s.reload(site(i + 1))
 		right(fmt.Sprintf("after reload %d", i+1))
 	}
-	for i := range 10 {
+	for i := range 3 {
 		if err := s.load("root ../{unknown\n" + "maintenance 'no name'"); err == nil {
 			t.Fatal("the config was loaded")
 		}
@@ -240,7 +240,9 @@ func TestRequestsCannotMakeMetricsGrow(t *testing.T) {
 }
 
 func TestMetricsAreNamedAsIsUsual(t *testing.T) {
-	s := start(t, "maintenance shop")
+	s := prepare(t)
+	s.options = "maintenance {\nsync_interval 100ms\n}"
+	s.reload("maintenance shop")
 	s.put("shop", "")
 	s.polled()
 	var ours strings.Builder

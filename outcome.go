@@ -9,6 +9,8 @@ import (
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+
+	"example.com/caddy-maintenance/internal/inflight"
 )
 
 // outcome is what a maintenance has done to a request. Requests of a site that is
@@ -16,10 +18,10 @@ import (
 type outcome int
 
 const (
-	wasBlocked    outcome = iota
-	wasBypassed           // let through by a matcher or the secret
-	wasReleased           // held until the site was opened, and then let through
-	wasTerminated         // cut off
+	wasBlocked  outcome = iota
+	wasBypassed         // let through by a matcher or the secret
+	wasReleased         // held until the site was opened, and then let through
+	wasTerminated
 )
 
 // outcomes are called so in metrics and in the placeholder.
@@ -52,11 +54,11 @@ func (h *Handler) observe(r *http.Request, o outcome) {
 	}
 }
 
-// observeTerminated makes known that a request has been cut off; it was counted then.
+// observeTerminated makes known that a request has been terminated; it was counted then.
 // The app may still be at work for it in goroutines of its own, as reverse_proxy is when
 // it dials, and these read the request's variables. So a copy is changed.
-func (h *Handler) observeTerminated(p *passage) {
-	r := p.request
+func (h *Handler) observeTerminated(req *inflight.Request) {
+	r := req.HTTP
 	setOutcome(r, wasTerminated)
 	logAs(r, outcomes[wasTerminated])
 	if vars, ok := r.Context().Value(caddyhttp.VarsCtxKey).(map[string]any); ok && logsErrors(r) {

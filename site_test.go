@@ -1,30 +1,38 @@
 package maintenance
 
 import (
-	"context"
-	"errors"
+	"fmt"
 	"net/http"
 	"net/http/httptest"
 	"runtime"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
-	"weak"
+
+	"go.uber.org/zap"
+
+	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+
+	"example.com/caddy-maintenance/internal/inflight"
+	"example.com/caddy-maintenance/internal/site"
 )
 
 // G1, G5: once a site is on and nothing is in flight, no request is let in,
 // however the looks, counts and switches of many requests fall together.
 func TestNoRequestSlipsInWhenNothingIsInFlight(t *testing.T) {
-	shop := &member{site: newSite("shop")}
-	shop.learn(nil, nil)
+	shop := newTestSite("shop")
+	shop.read(``)
 	var drained atomic.Bool
 	var admitted atomic.Int64
 	stop := make(chan struct{})
 	request := httptest.NewRequest(http.MethodGet, "/", nil)
 	gate := &Handler{site: shop}
 	var requests sync.WaitGroup
-	for range 4 * runtime.GOMAXPROCS(0) {
+	for range 2 * runtime.GOMAXPROCS(0) {
 		requests.Go(func() {
 			for {
 				select {
@@ -32,28 +40,27 @@ func TestNoRequestSlipsInWhenNothingIsInFlight(t *testing.T) {
 					return
 				default:
 				}
-				if _, p, ok := shop.admit(gate, httptest.NewRecorder(), request); ok {
+				if _, req, ok := shop.admit(gate, httptest.NewRecorder(), request); ok {
 					if drained.Load() {
 						t.Error("a request was let in after the site was drained")
 					}
 					admitted.Add(1)
-					shop.leave(p)
+					req.Done()
 				} else {
 					runtime.Gosched()
 				}
 			}
 		})
 	}
-	deadline := time.Now().Add(2 * time.Second)
-	for version := int64(1); time.Now().Before(deadline); version += 2 {
-		shop.learn(&record{Version: version, Enabled: true}, nil)
+	for version := int64(1); version < 200; version += 2 {
+		shop.read(fmt.Sprintf(`{"version": %d, "enabled": true}`, version))
 		if !shop.awaitDrained(nil) {
 			t.Fatal("the site is open")
 		}
 		drained.Store(true)
 		runtime.Gosched()
 		drained.Store(false)
-		shop.learn(&record{Version: version + 1}, nil)
+		shop.read(fmt.Sprintf(`{"version": %d, "enabled": false}`, version+1))
 		before := admitted.Load()
 		for admitted.Load() == before {
 			runtime.Gosched()
@@ -61,141 +68,135 @@ func TestNoRequestSlipsInWhenNothingIsInFlight(t *testing.T) {
 	}
 	close(stop)
 	requests.Wait()
-	if n := shop.inFlight.Load(); n != 0 {
+	if n := shop.inFlight.Count(); n != 0 {
 		t.Errorf("%d requests are counted in the end, want none", n)
 	}
 }
 
-// A cut that comes late, when the site has just been opened again, finds only
-// requests that are none of its business.
-func TestCutLeavesAloneWhatCameAfterOpening(t *testing.T) {
-	shop := newSite("shop")
-	shop.passages[0].mu.Lock() // the cut can look at the state, but not yet at all requests
-	shop.learn(&record{Version: 1, Enabled: true, options: options{TerminateAfter: "1us"}}, nil)
-	time.Sleep(50 * time.Millisecond)
-	shop.learn(&record{Version: 2}, nil)
-	admitted := make(chan *passage)
-	const n = 100
-	for range n {
-		go func() {
-			admitted <- admitOne(shop)
-		}()
-	}
-	passages := []*passage{<-admitted, <-admitted}
-	shop.passages[0].mu.Unlock()
-	for len(passages) < n {
-		passages = append(passages, <-admitted)
-	}
-	time.Sleep(50 * time.Millisecond)
-	for _, p := range passages {
-		if p.context.Err() != nil || p.writer.progress.Load() != nothingSent {
-			t.Error("a request of an open site was cut off")
-		}
-		shop.leave(p)
-	}
-}
-
-// What is outside of the gate, an access log, say, goes on with a request that a cut
-// finds as it leaves.
-func TestCutLeavesAloneWhatHasLeftTheGate(t *testing.T) {
-	shop := newSite("shop")
-	shop.learn(nil, nil)
-	p := admitOne(shop)
-	found := shop.passages.all()
-	shop.leave(p)
-	for _, p := range found {
-		if p.cut() || p.cutConnection() || p.context.Err() != nil || p.writer.progress.Load() != nothingSent {
-			t.Error("a request that had left the gate was cut off")
-		}
-	}
-	if len(found) != 1 {
-		t.Errorf("%d requests were found, want 1", len(found))
-	}
-}
-
-func gateOf(s *site) *Handler { return &Handler{site: &member{site: s}} }
-
-func admitOne(s *site) *passage {
-	_, p, _ := s.admit(gateOf(s), httptest.NewRecorder(), httptest.NewRequest(http.MethodGet, "/", nil))
-	return p
-}
-
-// G10: whoever holds on to a request that has ended, by its context, say, does not
-// hold on to others.
-func TestEndedRequestHoldsOnToNoOther(t *testing.T) {
-	shop := newSite("shop")
-	shop.learn(nil, nil)
-	kept := admitOne(shop)
-	inFlight := []*passage{kept}
-	var others []weak.Pointer[passage]
-	for range 1000 {
-		p := admitOne(shop)
-		others = append(others, weak.Make(p))
-		inFlight = append(inFlight, p)
-		if len(inFlight) > 100 {
-			shop.leave(inFlight[0])
-			inFlight[0] = nil
-			inFlight = inFlight[1:]
-		}
-	}
-	for _, p := range inFlight {
-		shop.leave(p)
-	}
-	clear(inFlight)
-	runtime.GC()
-	var left int
-	for _, other := range others {
-		if other.Value() != nil {
-			left++
-		}
-	}
-	if left > 0 {
-		t.Errorf("%d of 1000 requests that have ended are still in memory", left)
-	}
-	runtime.KeepAlive(kept)
-}
-
-// The context of a passage keeps to what contexts are to keep to, whenever it is
-// asked first.
-func TestContextOfAPassage(t *testing.T) {
-	type key struct{}
-	newContext := func() (*passageContext, context.CancelFunc) {
-		parent, cancel := context.WithCancel(context.WithValue(t.Context(), key{}, "value"))
-		return &passageContext{parent: parent}, cancel
-	}
-	for name, end := range map[string]func(*passageContext, context.CancelFunc){
-		"cut off":         func(c *passageContext, _ context.CancelFunc) { c.cancel() },
-		"client has left": func(_ *passageContext, leave context.CancelFunc) { leave() },
+func TestDrainedIsToldOfASiteThatIsClosedAndIdle(t *testing.T) {
+	off := func(s *configuredSite) { s.read(`{"version": 2, "enabled": false}`) }
+	again := func(s *configuredSite) { s.read(`{"version": 2, "enabled": true}`) }
+	timePasses := func(*configuredSite) { time.Sleep(time.Hour) }
+	for name, test := range map[string]struct {
+		meanwhile func(*configuredSite)
+		want      bool
+	}{
+		"nothing happens":           {func(*configuredSite) {}, true},
+		"its options change":        {again, true},
+		"it is opened":              {off, false},
+		"it is opened by the clock": {timePasses, false},
 	} {
-		before, leaveBefore := newContext()
-		defer leaveBefore()
-		done := before.Done()
-		child, cancelChild := context.WithCancel(before)
-		defer cancelChild()
-		after, leaveAfter := newContext()
-		defer leaveAfter()
-		if before.Err() != nil || after.Err() != nil || child.Err() != nil || after.Value(key{}) != "value" || child.Value(key{}) != "value" {
-			t.Errorf("%s: before it a context says %v %v %v", name, before.Err(), after.Err(), child.Err())
-		}
-		end(before, leaveBefore)
-		end(after, leaveAfter)
-		<-done
-		<-after.Done()
-		<-child.Done()
-		for _, c := range []context.Context{before, after, child} {
-			if !errors.Is(c.Err(), context.Canceled) || !errors.Is(context.Cause(c), context.Canceled) || c.Value(key{}) != "value" {
-				t.Errorf("%s: after it a context says %v %v %v", name, c.Err(), context.Cause(c), c.Value(key{}))
+		synctest.Test(t, func(t *testing.T) {
+			shop := newTestSite("shop")
+			shop.read(``)
+			first, last := admitOne(shop), admitOne(shop)
+			shop.read(fmt.Sprintf(`{"version": 1, "enabled": true, "until": %q}`, time.Now().Add(time.Hour).Format(time.RFC3339Nano)))
+			told := make(chan bool, 1)
+			go func() { told <- shop.awaitDrained(nil) }()
+			synctest.Wait()
+			first.Done()
+			synctest.Wait()
+			if len(told) > 0 {
+				t.Error("told while a request is in flight")
 			}
-		}
+			test.meanwhile(shop)
+			synctest.Wait()
+			if want := name == "it is opened"; len(told) > 0 != want {
+				t.Errorf("%s: told before the last request is done: %t", name, !want)
+			}
+			last.Done()
+			if drained := <-told; drained != test.want {
+				t.Errorf("%s: drained is %t, want %t", name, drained, test.want)
+			}
+		})
 	}
 }
 
-// What comes to be known after the end of a maintenance does not hide that it has ended.
-func TestEndComesBeforeWhatIsLearnedAfterIt(t *testing.T) {
-	shop := newSite("shop")
-	shop.learn(&record{Version: 1, Enabled: true, options: options{Until: time.Now().Add(10 * time.Millisecond)}}, nil)
-	<-time.After(20 * time.Millisecond)
-	if before, _ := shop.learn(&record{Version: 2, Enabled: true}, nil); before.blocks(false) {
-		t.Error("the site was still closed when it was switched on again")
+func gateOf(s *configuredSite) *Handler {
+	return &Handler{site: s, view: viewOfDefaultPage(s), RetryAfter: caddy.Duration(defaultRetryAfter), log: zap.NewNop(), cookieName: site.CookieName(s.Name)}
+}
+
+func admitOne(s *configuredSite) *inflight.Request {
+	_, req, _ := s.admit(gateOf(s), httptest.NewRecorder(), httptest.NewRequest(http.MethodGet, "/", nil))
+	return req
+}
+
+// viewOfDefaultPage is what handlers without a page of their own show.
+func viewOfDefaultPage(s *configuredSite) *siteView {
+	v, _ := s.viewOf(nil)
+	return v
+}
+
+// newTestSite is a site whose record has not been read yet.
+func newTestSite(name string) *configuredSite {
+	entry := site.NewPool(newSharedSite).Acquire(name, time.Now())
+	return &configuredSite{sharedSite: entry.Value, entry: entry}
+}
+
+// read has the site take a record as a sync does, or that there is none.
+func (s *configuredSite) read(record string) {
+	var read site.Read
+	if record != "" {
+		read.Record, read.Err = site.ParseRecord([]byte(record), caddy.ParseDuration)
 	}
+	for range s.Apply(read, site.Cause{Source: site.SourceSync}, time.Now()) {
+		s.setTerminateTimer()
+	}
+}
+
+// newClosedGate is one whose site has been switched on.
+func newClosedGate(name, options string) *Handler {
+	s := newTestSite(name)
+	s.read(``)
+	s.turnOn(options)
+	return gateOf(s)
+}
+
+// turnOn switches a site on with options as the admin API gets them.
+func (s *configuredSite) turnOn(options string) { s.mutate(site.On{Options: given(options)}) }
+
+func (s *configuredSite) patch(options string) { s.mutate(site.Patch{Options: given(options)}) }
+
+func (s *configuredSite) turnOff() { s.mutate(site.Off{}) }
+
+func (s *configuredSite) mutate(m site.Mutation) {
+	record, err := s.configured().Mutate(m, time.Now())
+	if err != nil {
+		panic(err)
+	}
+	if record != nil { // else it has been like that before
+		s.read(string(record.Raw()))
+	}
+}
+
+func given(options string) site.Given {
+	given, err := site.Parser{Durations: caddy.ParseDuration, Now: time.Now()}.Body([]byte(options))
+	if err != nil {
+		panic(err)
+	}
+	return given
+}
+
+// newRequest is one as Caddy passes it to handlers; if it comes from "@", the proxy in
+// between is trusted.
+func newRequest(r *http.Request) *http.Request {
+	return caddyhttp.PrepareRequest(r, caddy.NewReplacer(), httptest.NewRecorder(), &caddyhttp.Server{TrustedProxiesUnix: true})
+}
+
+// serve has handlers serve a request one behind the other, and the app behind them all.
+func serve(w http.ResponseWriter, r *http.Request, app caddyhttp.HandlerFunc, handlers ...caddyhttp.MiddlewareHandler) error {
+	next := caddyhttp.Handler(app)
+	for _, handler := range slices.Backward(handlers) {
+		inner := next
+		next = caddyhttp.HandlerFunc(func(w http.ResponseWriter, r *http.Request) error { return handler.ServeHTTP(w, r, inner) })
+	}
+	return next.ServeHTTP(w, r)
+}
+
+// before is a handler that does something and passes the request on.
+type before func(w http.ResponseWriter, r *http.Request)
+
+func (f before) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler) error {
+	f(w, r)
+	return next.ServeHTTP(w, r)
 }

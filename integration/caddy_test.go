@@ -20,18 +20,24 @@ import (
 // caddy is a Caddy with directories, a storage and an admin endpoint of its
 // own, and its process while one runs.
 type caddy struct {
-	t       *testing.T
-	dir     string
-	storage string
-	admin   string // address
-	options string // further global options of its Caddyfile
-	process *exec.Cmd
+	t             *testing.T
+	binary        string
+	dir           string // its working directory
+	storage       string
+	storageModule string
+	admin         string // address
+	options       string // further global options of its Caddyfile
+	process       *exec.Cmd
 }
 
 func newCaddy(t *testing.T) *caddy {
 	t.Helper()
 	dir := t.TempDir()
-	c := &caddy{t: t, dir: dir, storage: filepath.Join(dir, "storage"), admin: freeAddress(t)}
+	c := &caddy{
+		t: t, binary: binary, dir: dir,
+		storage: filepath.Join(dir, "storage"), storageModule: "file_system",
+		admin: freeAddress(t),
+	}
 	t.Cleanup(c.finish)
 	return c
 }
@@ -133,7 +139,7 @@ func checkRaces(t *testing.T, output string) {
 // prepare returns the command line `caddy <args...>`, cut off from the
 // developer's own Caddy.
 func (c *caddy) prepare(args ...string) *exec.Cmd {
-	cmd := exec.Command(binary, args...)
+	cmd := exec.Command(c.binary, args...)
 	cmd.Dir = c.dir
 	cmd.Env = append(os.Environ(),
 		"HOME="+c.dir,
@@ -141,6 +147,7 @@ func (c *caddy) prepare(args ...string) *exec.Cmd {
 		"XDG_CONFIG_HOME="+filepath.Join(c.dir, "config"),
 		"CADDY_ADMIN="+c.admin,
 		"TZ=UTC",
+		asCaddy+"=1",               // if it is this test binary
 		"GORACE=atexit_sleep_ms=0", // the race detector's second of sleep would be in what is timed
 	)
 	return cmd
@@ -309,6 +316,15 @@ func (c *caddy) status(site string) status {
 	return c.must(http.MethodGet, site, "")
 }
 
+// awaitState returns when the site is in that state.
+func (c *caddy) awaitState(site, want string) {
+	c.t.Helper()
+	eventually(c.t, patience, site+" is "+want, func() bool {
+		got, err := c.try(http.MethodGet, site, "")
+		return err == nil && got.State == want
+	})
+}
+
 // load replaces the running config.
 func (c *caddy) load(caddyfile string) error {
 	code, answer, err := c.request(http.MethodPost, "/load", caddyfile)
@@ -334,13 +350,13 @@ func (c *caddy) caddyfile(sites ...site) string {
 	admin %s
 	auto_https off
 	default_bind 127.0.0.1
-	storage file_system %q
+	storage %s %q
 	log {
 		exclude admin.api
 	}
 	%s
 }
-`, c.admin, c.storage, c.options)
+`, c.admin, c.storageModule, c.storage, c.options)
 	for _, s := range sites {
 		fmt.Fprintf(&b, `
 http://%s {

@@ -3,6 +3,8 @@ package integration
 import (
 	"fmt"
 	"net/http"
+	"os"
+	"path/filepath"
 	"sync"
 	"testing"
 	"time"
@@ -24,13 +26,18 @@ type instance struct {
 // newFleet starts Caddys that share a storage.
 func newFleet(t *testing.T, size int) []instance {
 	t.Helper()
+	return startFleet(t, size, newCaddy, "")
+}
+
+func startFleet(t *testing.T, size int, newOne func(*testing.T) *caddy, options string) []instance {
+	t.Helper()
 	upstream := newApp(t, welcome)
 	storage := t.TempDir()
 	fleet := make([]instance, size)
 	for i := range fleet {
-		c := newCaddy(t)
+		c := newOne(t)
 		c.storage = storage
-		c.options = fmt.Sprintf("maintenance {\n sync_interval %s\n}", syncInterval)
+		c.options = fmt.Sprintf("maintenance {\n sync_interval %s\n}\n%s", syncInterval, options)
 		fleet[i] = instance{c, newSite(t, "shop", upstream)}
 		c.start(c.caddyfile(fleet[i].shop))
 	}
@@ -126,5 +133,30 @@ func TestSwitchOffRightAfterSwitchOnElsewhereHolds(t *testing.T) {
 		}
 		on.follow(answered, at)
 		off.follow(answered, at)
+	}
+}
+
+// G4: Each instance tells its own handlers, once.
+func TestEachInstanceEmitsTheChangesOfAll(t *testing.T) {
+	t.Parallel()
+	fleet := startFleet(t, 2, newTestCaddy, "events {\n on maintenance_enabled maintenance_test\n on maintenance_disabled maintenance_test\n}")
+	var want [2]string
+	change := func(at int, method, body, state string) {
+		fleet[at].must(method, "shop", body)
+		fleet[1-at].awaitState("shop", state)
+		event := map[string]string{"on": "maintenance_enabled", "off": "maintenance_disabled"}[state]
+		for i, source := range map[int]string{at: "api", 1 - at: "sync"} {
+			want[i] += fmt.Sprintf("%s {\"message\":\"Back.\",\"site\":\"shop\",\"source\":%q,\"until\":\"\"}\n", event, source)
+		}
+	}
+	for n := range 5 {
+		change(n%2, http.MethodPut, `{"message": "Back."}`, "on")
+		change(0, http.MethodDelete, "", "off")
+	}
+	for i, instance := range fleet {
+		eventually(t, patience, "the instance has told\n"+want[i], func() bool {
+			told, _ := os.ReadFile(filepath.Join(instance.dir, "events"))
+			return string(told) == want[i]
+		})
 	}
 }

@@ -118,39 +118,6 @@ func TestSwitchOffElsewhereReleasesHolds(t *testing.T) {
 	expectWelcome(t, result)
 }
 
-func TestCommandSetsAndClearsHold(t *testing.T) {
-	t.Parallel()
-	c := newCaddy(t)
-	c.start(c.caddyfile(newSite(t, "shop", newApp(t, welcome))))
-	c.expect("Enabling maintenance mode for shop... done\n", "maintenance", "on", "shop", "--hold", "30s")
-	since := "done (was already on since " + c.status("shop").Since.Format("2006-01-02 15:04 MST") + ")\n"
-	for _, test := range []struct {
-		args []string
-		want any
-	}{
-		{[]string{"--message", "Back soon."}, "30s"},
-		{[]string{"--hold", "1.5m"}, "1.5m"},
-		{[]string{"--hold", ""}, nil},
-		{[]string{"--hold=5m"}, "5m"},
-	} {
-		c.expect("Enabling maintenance mode for shop... "+since, append([]string{"maintenance", "on", "shop"}, test.args...)...)
-		if got := siteAnswer(t, c, "shop")["hold"]; got != test.want {
-			t.Errorf("%q: hold is %v, want %v", test.args, got, test.want)
-		}
-	}
-}
-
-// expectHelp fails the test if the help of `caddy maintenance on` lacks a line.
-func expectHelp(t *testing.T, c *caddy, lines ...string) {
-	t.Helper()
-	help := c.command("maintenance", "on", "--help")
-	for _, line := range lines {
-		if help.code != 0 || !strings.Contains(help.stdout, line) {
-			t.Errorf("the help lacks %q:\n%s", line, help.stdout)
-		}
-	}
-}
-
 // expectNoLog fails the test if a word is in the log or the storage.
 func expectNoLog(t *testing.T, c *caddy, word string) {
 	t.Helper()

@@ -9,6 +9,7 @@ import (
 	"go/parser"
 	"go/token"
 	"io"
+	"io/fs"
 	"maps"
 	"net/http"
 	"os"
@@ -413,7 +414,6 @@ func TestReferenceHasEveryMetric(t *testing.T) {
 type logLine struct {
 	logger, level, message string
 	fields                 []string
-	event                  bool
 }
 
 // logLines returns what the module logs; … in a message stands for what is known only
@@ -438,8 +438,8 @@ func logLines(t *testing.T) []logLine {
 				if on, ok := method.X.(*ast.SelectorExpr); ok && fmt.Sprint(on.X) == "h" {
 					line.logger = "http.handlers.maintenance"
 				}
-			case "announce", "logChange":
-				message, line.level, line.event = call.Args[1], "info", method.Sel.Name == "announce"
+			case "logChange":
+				line.level = "info"
 			default:
 				return true
 			}
@@ -523,10 +523,13 @@ func TestReferenceHasEveryLogLine(t *testing.T) {
 func TestReferenceHasEveryEvent(t *testing.T) {
 	part := readReference(t, "## Events")
 	var events, data []string
-	for _, line := range logLines(t) {
-		if name := strings.ReplaceAll(line.message, " ", "_"); line.event && !slices.Contains(events, name) {
-			events = append(events, name)
-		}
+	for _, parsed := range parseModule(t, "../notify.go") {
+		ast.Inspect(parsed, func(node ast.Node) bool {
+			if call, ok := node.(*ast.CallExpr); ok && fmt.Sprint(call.Fun) == "emitLater" {
+				events = append(events, textOf(call.Args[0]))
+			}
+			return true
+		})
 	}
 	expectSame(t, "events", firstCodes(readTable(t, part, "event", 1)), events)
 	for _, parsed := range parseModule(t, "../events.go") {
@@ -549,29 +552,39 @@ var (
 	testName = regexp.MustCompile("`((?:Test|Benchmark)\\w+)`")
 )
 
+// testFiles returns the files of all tests, in whichever package.
+func testFiles(t *testing.T) []string {
+	t.Helper()
+	var paths []string
+	err := filepath.WalkDir("..", func(path string, _ fs.DirEntry, err error) error {
+		if strings.HasSuffix(path, "_test.go") {
+			paths = append(paths, path)
+		}
+		return err
+	})
+	if err != nil || len(paths) == 0 {
+		t.Fatalf("found %q %v", paths, err)
+	}
+	return paths
+}
+
 func TestReferenceNamesTheTestsOfEachPromise(t *testing.T) {
 	held := make(map[string][]string) // by promise
 	var tests []string
-	for _, pattern := range []string{"../*_test.go", "*_test.go", "../e2e/*_test.go"} {
-		paths, err := filepath.Glob(pattern)
-		if err != nil || len(paths) == 0 {
-			t.Fatalf("found %q %v", paths, err)
+	for _, path := range testFiles(t) {
+		content, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
 		}
-		for _, path := range paths {
-			content, err := os.ReadFile(path)
-			if err != nil {
-				t.Fatal(err)
+		for _, match := range regexp.MustCompile(`(?m)^func ((?:Test|Benchmark)\w+)\(`).FindAllSubmatch(content, -1) {
+			tests = append(tests, string(match[1]))
+		}
+		for _, match := range mark.FindAllSubmatch(content, -1) {
+			if len(match[2]) == 0 {
+				t.Errorf("%s: what holds %s is no test", path, match[1])
 			}
-			for _, match := range regexp.MustCompile(`(?m)^func ((?:Test|Benchmark)\w+)\(`).FindAllSubmatch(content, -1) {
-				tests = append(tests, string(match[1]))
-			}
-			for _, match := range mark.FindAllSubmatch(content, -1) {
-				if len(match[2]) == 0 {
-					t.Errorf("%s: what holds %s is no test", path, match[1])
-				}
-				for promise := range strings.SplitSeq(string(match[1]), ", ") {
-					held[promise] = append(held[promise], string(match[2]))
-				}
+			for promise := range strings.SplitSeq(string(match[1]), ", ") {
+				held[promise] = append(held[promise], string(match[2]))
 			}
 		}
 	}

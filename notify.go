@@ -1,0 +1,113 @@
+package maintenance
+
+import (
+	"time"
+
+	"go.uber.org/zap"
+
+	"github.com/caddyserver/caddy/v2"
+
+	"example.com/caddy-maintenance/internal/site"
+)
+
+// notify is the one consumer of changes, whether a switch, a sync or the clock has made
+// them: it logs and emits them, sets the time to terminate what is in flight, and has the
+// pages shown as the site is now.
+func (a *App) notify(s *configuredSite, change site.Change) {
+	s.setTerminateTimer()
+	before, after := a.viewsOf(s, change)
+	runs := a.running.Load() // else the pages may not all be there yet; Start has them rendered
+	if before.Kind() == site.Loading {
+		if after.Blocks() && runs {
+			s.renderPages(after)
+		}
+		return
+	}
+	unknown := !before.Known()
+	switch {
+	case unknown && change.Cause.Source == site.SourceSync:
+		a.logChange("state of the site is known again", s, after, change.Cause)
+	case after.Blocks() && before.Blocks() && !unknown:
+		a.logChange("maintenance options changed", s, after, change.Cause)
+	case after.Blocks():
+		a.logChange("maintenance enabled", s, after, change.Cause)
+		emitLater("maintenance_enabled", s.Name, after.Options(), change.Cause)
+	case before.Blocks():
+		a.logChange("maintenance disabled", s, after, change.Cause)
+		emitLater("maintenance_disabled", s.Name, before.Options(), change.Cause)
+	case change.Cause.Source == site.SourceAPI:
+		a.logChange("maintenance stays off", s, after, change.Cause)
+	}
+	switch {
+	case runs && after.Blocks():
+		s.renderPages(after)
+		s.refreshPages()
+	case runs:
+		s.forgetPages()
+	}
+	if after.Blocks() && !before.Blocks() {
+		go logDrained(s)
+	}
+}
+
+func (a *App) viewsOf(s *configuredSite, change site.Change) (before, after site.View) {
+	return site.View{State: change.Before, InitiallyOn: s.initiallyOn}, site.View{State: change.After, InitiallyOn: s.initiallyOn}
+}
+
+func (a *App) logChange(what string, s *configuredSite, v site.View, cause site.Cause) {
+	fields := []zap.Field{
+		zap.String("site", s.Name),
+		zap.String("state", v.Word()),
+		zap.String("source", string(cause.Source)),
+	}
+	if cause.Client != "" {
+		fields = append(fields, zap.String("client", cause.Client))
+	}
+	a.log.Info(what, append(fields, stateFields(v)...)...)
+}
+
+// stateFields are how a state is logged.
+func stateFields(v site.View) []zap.Field {
+	var fields []zap.Field
+	if since := v.Since(); !since.IsZero() {
+		fields = append(fields, zap.String("since", since.Format(time.RFC3339)))
+	}
+	for name, value := range v.Options().Log() {
+		fields = append(fields, zap.Any(name, value))
+	}
+	return fields
+}
+
+// logDrained says when the last request that was in flight has ended, unless the site is
+// opened before. The config may have been replaced by then, and its log closed.
+func logDrained(s *configuredSite) {
+	start := time.Now()
+	if s.awaitDrained(nil) {
+		caddy.Log().Named("maintenance").Info("drained: nothing is in flight on this instance any more",
+			zap.String("site", s.Name), zap.Duration("after", time.Since(start)))
+	}
+}
+
+// warnOfSitesThatAreOn keeps a maintenance from being forgotten.
+func (a *App) warnOfSitesThatAreOn() {
+	for _, s := range a.sorted() {
+		if s.Ready(a.ctx) != nil {
+			return
+		}
+		if v := s.view(); v.On() {
+			a.log.Warn("site is still in maintenance; `caddy maintenance off "+s.Name+"` ends it",
+				append(stateFields(v), zap.String("site", s.Name))...)
+		}
+	}
+}
+
+// warnOfSitesThatAreGone warns of what the config that takes over does not keep closed.
+func (a *App) warnOfSitesThatAreGone(next *App) {
+	for _, s := range a.sorted() {
+		v := s.view()
+		if _, err := next.find(s.Name); err != nil && v.On() {
+			a.log.Warn("site is in maintenance but has gone from the config: nothing keeps its requests out any more",
+				append(stateFields(v), zap.String("site", s.Name))...)
+		}
+	}
+}

@@ -1,0 +1,356 @@
+package maintenance
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"slices"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"github.com/caddyserver/certmagic"
+	"go.uber.org/zap"
+
+	"github.com/caddyserver/caddy/v2"
+
+	"example.com/caddy-maintenance/internal/api"
+	"example.com/caddy-maintenance/internal/page"
+	"example.com/caddy-maintenance/internal/site"
+	"example.com/caddy-maintenance/internal/store"
+)
+
+// pages holds the custom page of each source that a loaded config names, so that a
+// reload neither loses the copy of a page nor disturbs the loop that refreshes it.
+var pages = caddy.NewUsagePool()
+
+// fetcher fetches the pages of all configs, so that its limit is one of the process.
+var fetcher = page.NewFetcher()
+
+const (
+	// restorePatience is how long visitors wait for the copy in storage if there is
+	// none in memory, which is so only when a page has just come into the config.
+	restorePatience = 2 * time.Second
+
+	maxCopyAccesses = 32
+)
+
+// pooledPage is a custom page in the pool. It owns the loop that refreshes the page,
+// which begins with the first config that runs, goes on across reloads, and ends when no
+// config names the page any more.
+type pooledPage struct {
+	*page.Page
+	ctx  context.Context // ends with the loop
+	end  context.CancelFunc
+	user atomic.Pointer[configPages] // of the config that runs; nil before the first does
+
+	// storage holds a token while the copy is read from storage or written there.
+	// storageFailed, guarded by it, says that this has failed and been logged.
+	storage       chan struct{}
+	storageFailed bool
+}
+
+func newPooledPage(source page.Source) *pooledPage {
+	p := &pooledPage{Page: page.New(source), storage: make(chan struct{}, 1)}
+	p.ctx, p.end = context.WithCancel(context.Background())
+	return p
+}
+
+// Destruct ends the loop.
+func (p *pooledPage) Destruct() error {
+	p.end()
+	return nil
+}
+
+// configPages are the custom pages of a config, and what it lends their loops while it
+// runs.
+type configPages struct {
+	number  int64 // later configs have higher ones
+	ctx     context.Context
+	log     *zap.Logger
+	storage certmagic.Storage
+	views   map[*pooledPage][]*siteView
+
+	// accesses limits the copies that are read or written at once, and so what a storage
+	// that hangs can tie up. Records, on which sites depend, have a limit of their own.
+	accesses chan struct{}
+}
+
+// siteView is a page as a site of a config shows it.
+type siteView struct {
+	*page.View
+	page *pooledPage // nil for the default page
+	site *configuredSite
+}
+
+var configsLoaded atomic.Int64
+
+func newConfigPages(ctx context.Context, log *zap.Logger, storage certmagic.Storage) *configPages {
+	return &configPages{
+		number:   configsLoaded.Add(1),
+		ctx:      ctx,
+		log:      log,
+		storage:  storage,
+		views:    make(map[*pooledPage][]*siteView),
+		accesses: make(chan struct{}, maxCopyAccesses),
+	}
+}
+
+// Setting up, one handler after the other
+
+// use has a site show a custom page, which must be deleted from the pool. content is
+// what a file holds; it is shown until it is read again.
+func (c *configPages) use(s *configuredSite, source page.Source, content *page.Copy) *siteView {
+	pooled, known, _ := pages.LoadOrNew(source.Location(), func() (caddy.Destructor, error) { return newPooledPage(source), nil })
+	p := pooled.(*pooledPage)
+	switch {
+	case known:
+	case content != nil:
+		p.Restore(content)
+	default:
+		time.AfterFunc(restorePatience, func() { p.Restore(nil) })
+		go c.restore(p)
+	}
+	if c.views[p] == nil && source.Insecure() {
+		c.log.Warn("page comes over http, where others can change it on its way; they would speak for the site: use https",
+			zap.Stringer("page", source))
+	}
+	v, added := s.viewOf(p)
+	if added {
+		c.views[p] = append(c.views[p], v)
+	}
+	return v
+}
+
+// viewOf returns the site's view of a custom page, or of the default page if p is nil.
+// Its handlers share it.
+func (s *configuredSite) viewOf(p *pooledPage) (v *siteView, added bool) {
+	for _, v := range s.views {
+		if v.page == p {
+			return v, false
+		}
+	}
+	v = &siteView{page: p, site: s}
+	if p == nil {
+		v.View = page.NewView(nil)
+	} else {
+		v.View = page.NewView(p.Page)
+	}
+	s.views = append(s.views, v)
+	return v, true
+}
+
+// Running
+
+// run has the pages refreshed, now that this is the running config.
+func (c *configPages) run() {
+	for p := range c.views {
+		c.render(p)
+		p.serve(c)
+	}
+}
+
+// serve has the loop use what a config lends it, unless a later config does so already.
+// The page is refreshed at once.
+func (p *pooledPage) serve(c *configPages) {
+	for {
+		last := p.user.Load()
+		if last != nil && last.number >= c.number {
+			return
+		}
+		if !p.user.CompareAndSwap(last, c) {
+			continue
+		}
+		if last == nil {
+			go p.refresh()
+		} else {
+			p.RefreshNow()
+		}
+		return
+	}
+}
+
+// refresh refreshes the page until it has gone from the config.
+func (p *pooledPage) refresh() {
+	for {
+		result, ok := p.Next(p.ctx, fetcher)
+		if !ok {
+			return
+		}
+		c := p.user.Load()
+		c.logResult(p, result)
+		switch {
+		case result.Err == nil && p.Source().Remote():
+			go c.store(p)
+		case result.Err != nil && p.Copy() == nil:
+			go c.restore(p) // the storage may not have answered before
+		}
+		c.render(p)
+	}
+}
+
+func (c *configPages) logResult(p *pooledPage, result page.Result) {
+	switch {
+	case result.Err != nil && !result.FailedBefore:
+		c.logger().Warn("page cannot be fetched; visitors get the last good copy, or the default page if there is none",
+			zap.Stringer("page", p.Source()), zap.Error(result.Err))
+	case result.Err == nil && result.FailedBefore:
+		c.logger().Info("page can be fetched again", zap.Stringer("page", p.Source()))
+	}
+}
+
+// logger returns the logger of the config, or Caddy's if that may be closed: a config
+// lends it until the next one takes over, which is a moment after its end.
+func (c *configPages) logger() *zap.Logger {
+	if c.ctx.Err() != nil {
+		return caddy.Log().Named("maintenance")
+	}
+	return c.log
+}
+
+// Rendering, so that no visitor has to wait for it
+
+// render renders a page for the sites that show it now.
+func (c *configPages) render(p *pooledPage) {
+	for _, v := range c.views[p] {
+		if st := v.site.view(); st.Blocks() {
+			v.Render(contentOf(st.Options()), st.Changed())
+		}
+	}
+}
+
+// renderPages renders the pages of a site for the state that it is in from now on.
+func (s *configuredSite) renderPages(st site.View) {
+	for _, v := range s.views {
+		v.Render(contentOf(st.Options()), st.Changed())
+	}
+}
+
+// forgetPages drops what was rendered for a maintenance that is over.
+func (s *configuredSite) forgetPages() {
+	for _, v := range s.views {
+		v.Forget()
+	}
+}
+
+// refreshPages has the custom pages of a site refreshed.
+func (s *configuredSite) refreshPages() {
+	for _, v := range s.views {
+		if v.page != nil {
+			v.page.RefreshNow()
+		}
+	}
+}
+
+// The copy in storage, for a restart while the page's host is down
+
+// copyKey returns where the copy of a page is stored. The location may be secret.
+func copyKey(s page.Source) string {
+	return fmt.Sprintf("maintenance/pages/%x.json", sha256.Sum256([]byte(s.Location())))
+}
+
+// restore shows the copy that is in storage, unless there is a newer one.
+func (c *configPages) restore(p *pooledPage) {
+	defer p.Restore(nil)
+	ctx, release, ok := c.acquire(p)
+	if !ok {
+		return
+	}
+	defer release()
+	stored, err := c.load(ctx, p)
+	c.logAccess(ctx, p, "read from", err)
+	if stored == nil {
+		return
+	}
+	p.Restore(stored)
+	if user := p.user.Load(); user != nil {
+		user.render(p)
+	}
+}
+
+// store stores the copy if it is not the one in storage.
+func (c *configPages) store(p *pooledPage) {
+	ctx, release, ok := c.acquire(p)
+	if !ok {
+		return
+	}
+	defer release()
+	good := p.Copy()
+	if stored, err := c.load(ctx, p); err == nil && stored != nil && stored.SameAs(good) {
+		c.logAccess(ctx, p, "", nil)
+		return
+	}
+	raw, err := json.Marshal(good)
+	if err == nil {
+		err = c.storage.Store(ctx, copyKey(p.Source()), raw)
+	}
+	c.logAccess(ctx, p, "written to", err)
+}
+
+// load returns the copy that is in storage, nil if there is none.
+func (c *configPages) load(ctx context.Context, p *pooledPage) (*page.Copy, error) {
+	raw, err := c.storage.Load(ctx, copyKey(p.Source()))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	return page.ParseCopy(raw)
+}
+
+// acquire waits for the turn of a page to use the storage. It gives up, as everything
+// does that waits for the storage, after a while or when the config ends.
+func (c *configPages) acquire(p *pooledPage) (ctx context.Context, release func(), ok bool) {
+	ctx, cancel := context.WithTimeoutCause(c.ctx, store.Timeout, store.ErrSilent)
+	if !take(ctx, p.storage) {
+		cancel()
+		return nil, nil, false
+	}
+	if !take(ctx, c.accesses) {
+		<-p.storage
+		cancel()
+		return nil, nil, false
+	}
+	return ctx, func() {
+		<-c.accesses
+		<-p.storage
+		cancel()
+	}, true
+}
+
+func take(ctx context.Context, slots chan<- struct{}) bool {
+	select {
+	case slots <- struct{}{}:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}
+
+// logAccess logs a failure of the storage once. That the config has ended is none.
+func (c *configPages) logAccess(ctx context.Context, p *pooledPage, doing string, err error) {
+	if ctx.Err() != nil && !errors.Is(context.Cause(ctx), store.ErrSilent) {
+		return
+	}
+	if err != nil && !p.storageFailed {
+		c.logger().Warn("the copy of a page cannot be "+doing+" storage, which is where it comes from after a restart while the page's host is down",
+			zap.Stringer("page", p.Source()), zap.Error(err))
+	}
+	p.storageFailed = err != nil
+}
+
+// pageStatuses are the custom pages of a site, by source, as the admin API answers them.
+func (s *configuredSite) pageStatuses() []api.Page {
+	list := []api.Page{}
+	for _, v := range s.views {
+		if v.page != nil {
+			list = append(list, api.Page(v.page.Status()))
+		}
+	}
+	slices.SortFunc(list, func(x, y api.Page) int { return strings.Compare(x.Source, y.Source) })
+	return list
+}
