@@ -337,6 +337,49 @@ func (s *server) load(directives string) error {
 	return caddy.Load(config, true)
 }
 
+// validate looks at a config as `caddy validate` does.
+func (s *server) validate(directives string) error {
+	s.t.Helper()
+	config, _, err := caddyconfig.GetAdapter("caddyfile").Adapt([]byte(s.caddyfile(directives)), nil)
+	if err != nil {
+		return err
+	}
+	var parsed *caddy.Config
+	if err := caddy.StrictUnmarshalJSON(config, &parsed); err != nil {
+		return err
+	}
+	return caddy.Validate(parsed)
+}
+
+// failLate loads a config that fails when all its apps have started.
+func (s *server) failLate(directives string) {
+	s.t.Helper()
+	err := s.loadWith(directives, `"admin":{`,
+		`"admin":{"identity":{"identifiers":["localhost"],"issuers":[{"module":"internal"}]},"remote":{"access_control":[{"public_keys":["broken"]}]},`)
+	if err == nil || !strings.Contains(err.Error(), "remote admin") {
+		s.t.Fatalf("got %v, want an error of the remote admin endpoint", err)
+	}
+}
+
+// failEarly loads a config that fails before any of its handlers is set up.
+func (s *server) failEarly(directives string) {
+	s.t.Helper()
+	err := s.loadWith(directives, `"apps":{`, `"apps":{"tls":{"automation":{"policies":[{"issuers":[{"module":"unheard of"}]}]}},`)
+	if err == nil || !strings.Contains(err.Error(), "unheard of") {
+		s.t.Fatalf("got %v, want an error of the tls app", err)
+	}
+}
+
+// loadWith loads a config in which something has been replaced.
+func (s *server) loadWith(directives, old, replacement string) error {
+	s.t.Helper()
+	config, _, err := caddyconfig.GetAdapter("caddyfile").Adapt([]byte(s.caddyfile(directives)), nil)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return caddy.Load([]byte(strings.Replace(string(config), old, replacement, 1)), true)
+}
+
 // restart forgets everything that is not in storage.
 func (s *server) restart(directives string) {
 	s.t.Helper()

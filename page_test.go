@@ -12,108 +12,48 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"example.com/caddy-maintenance/internal/page"
 )
 
-const html, problemJSON, plainText = "text/html; charset=utf-8", "application/problem+json", "text/plain; charset=utf-8"
+const html = "text/html; charset=utf-8"
 
-func TestRepresentationFollowsAccept(t *testing.T) {
-	s := start(t, `maintenance shop`)
-	s.put("shop", "")
+// Each client gets what it asks for, with all the headers of the 503. HEAD gets those of
+// GET, and what asks for a part or for news gets all of it.
+func TestClientGetsWhatItAccepts(t *testing.T) {
+	s := start(t, "maintenance shop {\nrefresh 1500ms\n}")
+	if got := s.get("/").Header.Values("Refresh"); len(got) > 0 {
+		t.Errorf("Refresh is %q though the site is off", got)
+	}
+	s.put("shop", `{"message": "Back <b>soon</b>."}`)
+	content := page.Content{Message: "Back <b>soon</b>."}
+	whole, problem := string(page.Default(content).HTML), string(page.Problem(content, 300))
+	browser := http.Header{"Accept": {"text/html,application/xhtml+xml,*/*;q=0.8"}}
 	for _, test := range []struct {
-		accept []string
-		want   string
+		header                          http.Header
+		contentType, encoding, wantBody string
 	}{
-		{nil, html},
-		{[]string{""}, html},
-		{[]string{"*/*"}, html},
-		{[]string{"text/*, */*;q=0.1"}, html},
-		{[]string{"text/html,application/xhtml+xml,application/xml;q=0.9,image/webp,*/*;q=0.8"}, html},
-		{[]string{"application/xhtml+xml"}, html},
-		{[]string{"TEXT/HTML"}, html},
-		{[]string{"application/json"}, problemJSON},
-		{[]string{"application/json, text/plain, */*"}, problemJSON},
-		{[]string{"application/vnd.api+json"}, problemJSON},
-		{[]string{"text/html;q=0.5, application/json"}, problemJSON},
-		{[]string{"text/html;q=0.5", "application/json"}, problemJSON},
-		{[]string{"application/json;q=0.9, text/html;q=0.9"}, html},
-		{[]string{"text/plain;q=0.9, application/json;q=0.8"}, plainText},
-		{[]string{"text/plain"}, plainText},
-		{[]string{"image/avif,image/webp,image/*,*/*;q=0.8"}, plainText},
-		{[]string{"image/*"}, plainText},
-		{[]string{"text/css,*/*;q=0.1"}, plainText},
-		{[]string{"text/event-stream"}, plainText},
-		{[]string{"text/html;q=0"}, plainText},
-		{[]string{"text/html;q=0, application/json;q=0.1"}, problemJSON},
-		{[]string{"text/html;q=nan, application/json;q=0.1"}, problemJSON},
-		{[]string{"text/html;level=1;q=0.2, application/json;q=0.3"}, problemJSON},
-		{[]string{strings.Repeat("image/png,", 32-1) + "text/html"}, html},
-		{[]string{strings.Repeat("image/png,", 32) + "text/html"}, plainText},
-		{[]string{"nonsense"}, plainText},
-		{[]string{",,;q=1"}, html},
+		{nil, html, "", whole},
+		{browser, html, "", whole},
+		{http.Header{"Accept-Encoding": {"br, gzip"}}, html, "gzip", whole},
+		{http.Header{"Accept": {"application/json;q=0.9", "text/html;q=0.8"}}, "application/problem+json", "", problem},
+		{http.Header{"Accept": {"image/*,*/*;q=0.8"}, "Accept-Encoding": {"gzip"}}, "text/plain; charset=utf-8", "", page.PlainText(content)},
+		{http.Header{"Accept": {"*/*"}, "Sec-Fetch-Dest": {"script"}}, "text/plain; charset=utf-8", "", page.PlainText(content)},
+		{http.Header{"Range": {"bytes=0-9"}, "If-None-Match": {"*"}, "If-Modified-Since": {"Mon, 02 Jan 2096 15:04:05 GMT"}}, html, "", whole},
 	} {
-		header := http.Header{}
-		if test.accept != nil {
-			header["Accept"] = test.accept
+		get, head := s.do(http.MethodGet, "/", test.header), s.do(http.MethodHead, "/", test.header)
+		if get.StatusCode != 503 || get.Header.Get("Content-Type") != test.contentType || get.Header.Get("Content-Encoding") != test.encoding ||
+			get.Header.Get("Content-Length") != strconv.Itoa(len(get.body)) || get.Header.Get("Refresh") != "2" {
+			t.Errorf("%v got %d %v", test.header, get.StatusCode, get.Header)
 		}
-		response := s.do(http.MethodGet, "/", header)
-		if got := response.Header.Get("Content-Type"); response.StatusCode != 503 || got != test.want {
-			t.Errorf("Accept %q got %d %s, want 503 %s", test.accept, response.StatusCode, got, test.want)
+		if body := unpacked(t, get); body != test.wantBody {
+			t.Errorf("%v got %q, want %q", test.header, body, test.wantBody)
 		}
-	}
-}
-
-// Browsers ask for scripts and fonts with Accept: */*.
-func TestPartsOfAPageAreNotReplacedByAPage(t *testing.T) {
-	s := start(t, `maintenance shop`)
-	s.put("shop", "")
-	for destination, want := range map[string]string{
-		"document": html, "iframe": html, "empty": html,
-		"script": plainText, "font": plainText, "style": plainText, "image": plainText, "worker": plainText,
-	} {
-		response := s.do(http.MethodGet, "/", http.Header{"Accept": {"*/*"}, "Sec-Fetch-Dest": {destination}})
-		if got := response.Header.Get("Content-Type"); response.StatusCode != 503 || got != want {
-			t.Errorf("Sec-Fetch-Dest %s got %d %s, want 503 %s", destination, response.StatusCode, got, want)
+		get.Header.Del("Date")
+		head.Header.Del("Date")
+		if head.StatusCode != 503 || head.body != "" || fmt.Sprint(head.Header) != fmt.Sprint(get.Header) {
+			t.Errorf("%v: GET has %v\nHEAD has %d %v %q", test.header, get.Header, head.StatusCode, head.Header, head.body)
 		}
-	}
-}
-
-func TestPageShowsMessageAndEndEscaped(t *testing.T) {
-	s := start(t, `maintenance shop`)
-	until := time.Now().Add(time.Hour).UTC().Truncate(time.Second)
-	s.put("shop", fmt.Sprintf(`{"message": "Back <b>soon</b> & well.", "until": %q}`, until.Format(time.RFC3339)))
-	shown := until.Format("2006-01-02 15:04 UTC")
-
-	page := s.get("/").body
-	for _, want := range []string{
-		"<title>Down for maintenance</title>",
-		"<h1>Down for maintenance</h1>",
-		"<p>Back &lt;b&gt;soon&lt;/b&gt; &amp; well.</p>",
-		`<time datetime="` + until.Format(time.RFC3339) + `">` + shown + `</time>`,
-	} {
-		if !strings.Contains(page, want) {
-			t.Errorf("page lacks %s:\n%s", want, page)
-		}
-	}
-	text := s.do(http.MethodGet, "/", http.Header{"Accept": {"text/plain"}}).body
-	if want := "Down for maintenance. Back <b>soon</b> & well.\nIt is expected back at " + shown + ".\n"; text != want {
-		t.Errorf("plain text is %q, want %q", text, want)
-	}
-
-	response := s.do(http.MethodGet, "/", http.Header{"Accept": {"application/json"}})
-	got := decode(t, response.body)
-	retryAfter, _ := strconv.Atoi(response.Header.Get("Retry-After"))
-	for field, want := range map[string]any{
-		"title": "Service Unavailable", "status": 503.0, "detail": "Back <b>soon</b> & well.",
-		"retry_after": float64(retryAfter), "until": until.Format(time.RFC3339), "maintenance": true,
-	} {
-		if got[field] != want {
-			t.Errorf("%s is %v, want %v", field, got[field], want)
-		}
-	}
-
-	s.patch("shop", `{"message": null, "until": null}`)
-	if page := s.get("/").body; strings.Contains(page, "soon</b>") || strings.Contains(page, "<time") || !strings.Contains(page, "will be back soon.") {
-		t.Errorf("after the options were cleared the page is\n%s", page)
 	}
 }
 
@@ -188,59 +128,6 @@ func TestDeferredHeadersDoNotReachThe503(t *testing.T) {
 	}
 }
 
-func TestConditionalAndRangeRequestsGetTheWholePage(t *testing.T) {
-	s := start(t, `maintenance shop`)
-	s.put("shop", "")
-	response := s.do(http.MethodGet, "/", http.Header{
-		"Range": {"bytes=0-9"}, "If-None-Match": {"*"}, "If-Modified-Since": {"Mon, 02 Jan 2096 15:04:05 GMT"},
-	})
-	if response.StatusCode != 503 || response.body != s.get("/").body {
-		t.Errorf("got %d %q, want 503 and the page", response.StatusCode, response.body)
-	}
-}
-
-func TestHeadGetsTheHeadersOfGet(t *testing.T) {
-	s := start(t, `maintenance shop`)
-	s.put("shop", "")
-	for _, accept := range []string{"text/html", "application/json", "text/plain"} {
-		header := http.Header{"Accept": {accept}}
-		get, head := s.do(http.MethodGet, "/", header), s.do(http.MethodHead, "/", header)
-		if head.StatusCode != 503 || head.body != "" {
-			t.Errorf("HEAD got %d %q, want 503 and no body", head.StatusCode, head.body)
-		}
-		get.Header.Del("Date")
-		head.Header.Del("Date")
-		if fmt.Sprint(get.Header) != fmt.Sprint(head.Header) {
-			t.Errorf("GET has %v\nHEAD has %v", get.Header, head.Header)
-		}
-	}
-}
-
-func TestPageIsCompressedForWhoAcceptsIt(t *testing.T) {
-	s := start(t, `maintenance shop`)
-	s.put("shop", "")
-	whole := s.get("/").body
-	for accept, want := range map[string]string{
-		"gzip": "gzip", "br, GZIP ;q=0.5": "gzip", "": "", "gzip;q=0": "", "br": "", "identity": "",
-	} {
-		response := s.do(http.MethodGet, "/", http.Header{"Accept-Encoding": {accept}})
-		if got := response.Header.Get("Content-Encoding"); got != want {
-			t.Errorf("Accept-Encoding %q got %q, want %q", accept, got, want)
-			continue
-		}
-		body := io.Reader(strings.NewReader(response.body))
-		if want == "gzip" {
-			var err error
-			if body, err = gzip.NewReader(body); err != nil {
-				t.Fatal(err)
-			}
-		}
-		if got, err := io.ReadAll(body); err != nil || string(got) != whole {
-			t.Errorf("Accept-Encoding %q got %q (%v), want the page", accept, got, err)
-		}
-	}
-}
-
 func TestRetryAfter(t *testing.T) {
 	s := start(t, `maintenance shop {
 		retry_after 90s
@@ -296,4 +183,21 @@ func TestRequestThatExpectsIsAnsweredAtOnce(t *testing.T) {
 	if _, err := io.ReadAll(response.Body); err != nil {
 		t.Errorf("reading the page: %v", err)
 	}
+}
+
+// unpacked returns the body of a response without its Content-Encoding.
+func unpacked(t *testing.T, r response) string {
+	t.Helper()
+	if r.Header.Get("Content-Encoding") != "gzip" {
+		return r.body
+	}
+	reader, err := gzip.NewReader(strings.NewReader(r.body))
+	if err != nil {
+		t.Fatal(err)
+	}
+	body, err := io.ReadAll(reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(body)
 }
