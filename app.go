@@ -103,6 +103,11 @@ func (a *App) Start() error {
 			return
 		}
 		a.pages.run()
+		for _, s := range a.sites {
+			if v := s.view(); v.Blocks() {
+				s.renderPages(v) // so that no visitor has to
+			}
+		}
 		f := newFollower(a)
 		go f.watchClock()
 		go a.warnOfSitesThatAreOn()
@@ -127,7 +132,7 @@ func (a *App) Stop() error {
 // none. It is asked for only where Caddy leaves no other way: by the admin API and the
 // metrics, which Caddy sets up before the apps and keeps when a config fails; by the
 // queue of events, which outlives configs; and by an app that wants to know whether its
-// own config has come to run, or which one takes over, for Caddy does not tell.
+// own config has come to run, or which one has taken over, for Caddy does not tell.
 func runningApp() (*App, error) {
 	ctx := caddy.ActiveContext()
 	if ctx.Context == nil {
@@ -271,7 +276,7 @@ func (a *App) switchSite(s *configuredSite, m site.Mutation, cause site.Cause) e
 	if err := a.store.TakeTurn(s.Site); err != nil {
 		return fmt.Errorf("switching site %s: %w", s.Name, err)
 	}
-	sites.Retain(s.entry) // the switch may go on when its client has been answered
+	sites.Hold(s.entry) // the switch may go on when its client has been answered
 	done := make(chan error, 1)
 	go func() {
 		defer func() {
@@ -293,6 +298,7 @@ func (a *App) switchSite(s *configuredSite, m site.Mutation, cause site.Cause) e
 func (a *App) carryOut(s *configuredSite, m site.Mutation, cause site.Cause) error {
 	for change, err := range a.store.Switch(s.configured(), m, cause) {
 		if err != nil {
+			s.followed.ReadAgain() // what was read meanwhile may have been left to this switch
 			return err
 		}
 		a.notify(s, change)

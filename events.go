@@ -83,8 +83,8 @@ func (e event) emit() {
 		select {
 		case <-e.answered:
 		case <-timer.C: // the client does not take it
-			timer.Reset(maxEventTime)
 		}
+		timer.Reset(maxEventTime)
 	}
 	app, err := runningApp()
 	if err != nil || app.events == nil {

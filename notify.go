@@ -13,10 +13,14 @@ import (
 // notify is the one consumer of changes, whether a switch, a sync or the clock has made
 // them: it logs and emits them, sets the time to terminate what is in flight, and has the
 // pages shown as the site is now.
+//
+// A switch may end when its config has been replaced. Then the config that runs has the
+// log and the pages.
 func (a *App) notify(s *configuredSite, change site.Change) {
 	s.setTerminateTimer()
+	a, s = a.successor(s)
 	before, after := a.viewsOf(s, change)
-	runs := a.running.Load() // else the pages may not all be there yet; Start has them rendered
+	runs := a.running.Load() // else the pages may not all be there yet; Start renders them
 	if before.Kind() == site.Loading {
 		if after.Blocks() && runs {
 			s.renderPages(after)
@@ -48,6 +52,17 @@ func (a *App) notify(s *configuredSite, change site.Change) {
 	if after.Blocks() && !before.Blocks() {
 		go logDrained(s)
 	}
+}
+
+// successor returns the config that has the site now, if this one has ended.
+func (a *App) successor(s *configuredSite) (*App, *configuredSite) {
+	if a.ctx.Context == nil || a.ctx.Err() == nil {
+		return a, s
+	}
+	if next, err := runningApp(); err == nil && next.sites[s.Name] != nil {
+		return next, next.sites[s.Name]
+	}
+	return a, s
 }
 
 func (a *App) viewsOf(s *configuredSite, change site.Change) (before, after site.View) {

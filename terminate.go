@@ -73,11 +73,16 @@ func (errorRoutes) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyh
 	return next.ServeHTTP(w, r)
 }
 
-// addErrorRoutes puts errorRoutes before those of the server, once. Caddy provisions
-// them after the routes that lead to a gate.
+// addErrorRoutes puts errorRoutes before those of the server, once, while Caddy loads the
+// handlers of the server's routes. It is too late when Caddy loads those of the error
+// routes, for it goes through them then, or of named routes. Caddy drops the raw config of a
+// route when its handlers are loaded, and so tells how far it is.
 func addErrorRoutes(server *caddyhttp.Server) {
 	if server.Errors == nil || len(server.Errors.Routes) == 0 {
 		return // a request that fails ends at once
+	}
+	if !slices.ContainsFunc(server.Routes, func(r caddyhttp.Route) bool { return len(r.HandlersRaw) > 0 }) {
+		return
 	}
 	if handlers := server.Errors.Routes[0].Handlers; len(handlers) > 0 && handlers[0] == caddyhttp.MiddlewareHandler(errorRoutes{}) {
 		return

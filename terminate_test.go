@@ -18,6 +18,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 
 	"example.com/caddy-maintenance/internal/inflight"
@@ -297,6 +298,36 @@ func TestRequestThatMeetsSeveralGatesOfASiteIsCountedOnce(t *testing.T) {
 	}
 	s.delete("wiki")
 	s.wantStatus("/slow", 503)
+}
+
+// A gate that stands among the error routes only leaves them as they are, however many
+// sites have some.
+func TestGateAmongErrorRoutesLeavesThemAlone(t *testing.T) {
+	for others := range 4 {
+		s := prepare(t)
+		port := s.url[strings.LastIndex(s.url, ":"):]
+		for i := range others {
+			s.before += fmt.Sprintf("http://other%d.test%s {\nerror 404\nhandle_errors {\nrespond \"other%[1]d\" 404\n}\n}\n", i, port)
+		}
+		s.after = "handle_errors {\nmaintenance shop\nrespond \"mine\" 404\n}"
+		s.reload("error 404")
+		for i := range others + 1 {
+			request, _ := http.NewRequestWithContext(t.Context(), http.MethodGet, s.url, nil)
+			want := "mine"
+			if i < others {
+				request.Host, want = fmt.Sprintf("other%d.test%s", i, port), fmt.Sprintf("other%d", i)
+			}
+			if got := roundTrip(client, request); got.code != 404 || got.body != want {
+				t.Errorf("%d other sites: %s got %d %q, want %q", others, request.Host, got.code, got.body, want)
+			}
+		}
+		s.put("shop", "")
+		s.wantStatus("/", 503)
+		s.delete("shop")
+		if err := caddy.Stop(); err != nil {
+			t.Fatal(err)
+		}
+	}
 }
 
 // reverse_proxy goes on dialing for a request that has been terminated, and reads its

@@ -68,7 +68,15 @@ func (p *Pool[T]) Retain(e *Entry[T]) bool {
 	return true
 }
 
-// LetGo ends what Retain began.
+// Hold keeps an entry that the caller has already acquired or retained, also if no config
+// refers to the site any more, until it is let go once more.
+func (p *Pool[T]) Hold(e *Entry[T]) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	e.retained++
+}
+
+// LetGo ends what Retain or Hold began.
 func (p *Pool[T]) LetGo(e *Entry[T]) (last bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()

@@ -371,6 +371,21 @@ func TestPoolKeepsWhatIsReferredTo(t *testing.T) {
 	if p.Len() != 0 {
 		t.Error("it was not forgotten")
 	}
+
+	// What is under way for a site goes on when its config has gone, and comes back.
+	e = p.Acquire("shop", now)
+	p.Retain(e)
+	p.Release(e)
+	p.Hold(e)
+	p.Acquire("shop", now)
+	for range 2 {
+		if p.LetGo(e) {
+			t.Error("a site that a config refers to is taken for unused")
+		}
+	}
+	p.Release(e)
+	p.Forget(e)
+
 	other := p.Acquire("shop", now)
 	p.Forget(e)
 	if other == e || p.Len() != 1 {

@@ -36,8 +36,7 @@ func (f *Followed) ReadAgain() { f.stale.Store(true) }
 
 // isRead reports whether the record could be read last time, and told something.
 func (f *Followed) isRead() bool {
-	kind := f.Current().Kind()
-	return f.readError.Load() == nil && kind != site.Unknown && kind != site.Invalid
+	return f.readError.Load() == nil && f.Current().Known()
 }
 
 // Follower is how far an instance has followed the others.

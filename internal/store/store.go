@@ -216,7 +216,7 @@ func (s *Store) Switch(target site.Configured, m site.Mutation, cause site.Cause
 			}
 			published := false
 			for change := range target.Apply(site.Read{Record: record}, cause, time.Now()) {
-				published = true
+				published = published || change.After.Record() == record
 				if !yield(change, nil) {
 					return
 				}
