@@ -2,6 +2,7 @@ package maintenance
 
 import (
 	"context"
+	"errors"
 	"io"
 	"net/http"
 	"net/url"
@@ -53,6 +54,21 @@ func hidesLink(r *http.Request, b *site.Bypass) bool {
 	}
 	caddyhttp.SetVar(r.Context(), caddyhttp.LogSkipVar, true)
 	return true
+}
+
+// hideError answers a request that has failed if its path has the secret: Caddy would log
+// the path with the error, which may contain it, too.
+func (h *Handler) hideError(w http.ResponseWriter, isLink bool, err error) error {
+	if err == nil || !isLink {
+		return err
+	}
+	status := http.StatusInternalServerError
+	if failed := new(caddyhttp.HandlerError); errors.As(err, failed) && failed.StatusCode != 0 {
+		status = failed.StatusCode
+	}
+	h.log.Error("a request with the secret in its path has failed", zap.String("site", h.site.Name), zap.Int("status", status))
+	w.WriteHeader(status)
+	return nil
 }
 
 // hasCookie looks at several cookies: another site on the domain, or another path,

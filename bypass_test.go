@@ -474,3 +474,41 @@ func FuzzCookies(f *testing.F) {
 		}
 	})
 }
+
+// Caddy logs the path of a request with its error. So one with the secret in its path has
+// none, whoever has let it through, and whatever has failed.
+func TestErrorDoesNotTellTheSecret(t *testing.T) {
+	failure := caddyhttp.Error(http.StatusBadGateway, errors.New("no answer"))
+	fails := func(http.ResponseWriter, *http.Request) error { return failure }
+	h := newClosedGate("shop", withSecret)
+	cookie := h.cookieName + "=" + h.site.Current().Options().Bypass.CookieValue("shop", testSecret)
+	h.bypass = caddyhttp.MatcherSets{{matcher(func(r *http.Request) (bool, error) {
+		if strings.HasPrefix(r.URL.Path, "/broken") {
+			return false, failure
+		}
+		return strings.HasPrefix(r.URL.Path, "/wide"), nil
+	})}}
+	for _, test := range []struct {
+		method, path, cookie string
+		hidden               bool
+	}{
+		{"GET", "/wide" + testLink, "", true},
+		{"GET", "/broken" + testLink, "", true},
+		{"POST", testLink, cookie, true},
+		{"GET", testLink + "/more", cookie, true},
+		{"GET", testLink + ".", cookie, true},
+		{"GET", "/wide/x", "", false},
+		{"GET", "/broken", "", false},
+		{"GET", "/", cookie, false},
+	} {
+		w, r := httptest.NewRecorder(), newRequest(httptest.NewRequest(test.method, test.path, nil))
+		r.Header.Set("Cookie", test.cookie)
+		err := serve(w, r, fails, h)
+		if hidden := err == nil && w.Code == http.StatusBadGateway; hidden != test.hidden {
+			t.Errorf("%s %s: got %d and the error %v, hidden: %t, want %t", test.method, test.path, w.Code, err, hidden, test.hidden)
+		}
+		if skipped := caddyhttp.GetVar(r.Context(), caddyhttp.LogSkipVar) == true; skipped != test.hidden {
+			t.Errorf("%s %s is left out of the access log: %t, want %t", test.method, test.path, skipped, test.hidden)
+		}
+	}
+}

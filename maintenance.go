@@ -208,11 +208,12 @@ func (h *Handler) enter(req *inflight.Request, w http.ResponseWriter, r *http.Re
 func (h *Handler) serveClosed(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler, v site.View) error {
 	hold := hold{handler: h}
 	for {
+		isLink := hidesLink(r, v.Options().Bypass)
 		if served, err := h.serveMatched(w, r, next, v); served {
-			return err
+			return h.hideError(w, isLink, err)
 		}
 		if served, err := h.serveBypass(w, r, next, v.Options().Bypass); served {
-			return err
+			return h.hideError(w, isLink, err)
 		}
 		switch hold.wait(w, r, v) {
 		case released:
@@ -236,16 +237,10 @@ func (h *Handler) serveClosed(w http.ResponseWriter, r *http.Request, next caddy
 // serveMatched passes on a request that a bypass matcher matches, and reports whether it
 // has served the request. A matcher's error is never taken for a match.
 func (h *Handler) serveMatched(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler, v site.View) (served bool, err error) {
-	isLink := hidesLink(r, v.Options().Bypass)
 	matched, err := h.bypass.AnyMatchWithError(r)
 	switch {
 	case len(h.bypass) == 0:
 		return false, nil // where AnyMatchWithError says that everything matches
-	case err != nil && isLink:
-		// Caddy would log the path with the error, which may contain it, too.
-		h.log.Error("a bypass matcher has failed for a request with the secret in its path", zap.String("site", h.site.Name))
-		w.WriteHeader(http.StatusInternalServerError)
-		return true, nil
 	case err != nil:
 		return true, err
 	case !matched:

@@ -48,15 +48,31 @@ func (b *Bypass) IsSecret(s string) bool { return b != nil && equal(b.hash(s), b
 // IsCookie reports whether s is the value of the cookie.
 func (b *Bypass) IsCookie(s string) bool { return b != nil && equal(b.hash(s), b.Cookie) }
 
+// maxLinks is how many places of a path are looked at, the last ones.
+const maxLinks = 8
+
 // ContainsSecret reports whether the secret is in a path, though that may be no link: a
-// slash too many, or another method.
+// slash too many, a full stop that follows it in a text, or another method.
 func (b *Bypass) ContainsSecret(path string) bool {
-	i := strings.LastIndex(path, LinkPrefix)
-	if i < 0 {
-		return false
+	for range maxLinks {
+		i := strings.LastIndex(path, LinkPrefix)
+		if b == nil || i < 0 {
+			return false
+		}
+		secret := strings.TrimLeft(path[i+len(LinkPrefix):], "/")
+		if end := strings.IndexFunc(secret, isNotOfSecret); end >= 0 {
+			secret = secret[:end]
+		}
+		if b.IsSecret(secret) {
+			return true
+		}
+		path = path[:i+1] // with the slash, which may end another prefix
 	}
-	secret, _, _ := strings.Cut(strings.TrimLeft(path[i+len(LinkPrefix):], "/"), "/")
-	return b.IsSecret(secret)
+	return false
+}
+
+func isNotOfSecret(r rune) bool {
+	return !strings.ContainsRune("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_", r)
 }
 
 func equal(a, b string) bool { return subtle.ConstantTimeCompare([]byte(a), []byte(b)) == 1 }

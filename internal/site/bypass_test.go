@@ -98,8 +98,9 @@ func TestContainsSecret(t *testing.T) {
 	b := newBypass("shop", testSecret)
 	for path, want := range map[string]bool{
 		testLink: true, testLink + "/": true, testLink + "//": true, testLink + "/x/y": true, "/a" + testLink: true,
-		"/.maintenance//" + testSecret: true,
-		"/.maintenance/":               false, testLink + "x": false, "/" + testSecret: false, testLink[:len(testLink)-1]: false, "/": false,
+		"/.maintenance//" + testSecret: true, testLink + ".": true, testLink + ")": true, testLink + ";v=1": true, testLink + " ": true,
+		testLink + "/.maintenance/wrong": true, "/.maintenance" + testLink: true,
+		"/.maintenance/": false, testLink + "x": false, "/" + testSecret: false, testLink[:len(testLink)-1]: false, "/": false,
 	} {
 		if got := b.ContainsSecret(path); got != want {
 			t.Errorf("%s: got %t, want %t", path, got, want)
