@@ -28,7 +28,7 @@ func (h *Handler) respond(w http.ResponseWriter, r *http.Request, st *site.State
 	case page.MediaJSON:
 		contentType, body = "application/problem+json", page.Problem(content, retryAfter)
 	default:
-		contentType, body = "text/plain; charset=utf-8", []byte(page.PlainText(content))
+		contentType, body = "text/plain; charset=utf-8", page.PlainText(content)
 	}
 
 	header := w.Header()

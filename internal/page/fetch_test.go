@@ -40,6 +40,7 @@ var badPages = map[string]struct {
 	"too large":       {answers(html, strings.Repeat("x", maxSize+1)), tooLarge},
 
 	"loop":            {redirects("/page" + query), "more than 5 redirects"},
+	"6 redirects":     {hops(6), "more than 5 redirects"},
 	"to admin":        {redirects("http://" + userinfo + "localhost:2019/config/" + query), "a redirect to http://localhost:2019/config/, followed is one to https or to the same scheme, host and port"},
 	"to file":         {redirects("file:///etc/passwd"), "a redirect to file:///etc/passwd, followed is"},
 	"to an odd query": {redirects(`http://other.example/lost?q="a b"&token=hunter3`), "a redirect to http://other.example/lost"},
@@ -116,7 +117,7 @@ func TestGoodPageLeavesNoConnection(t *testing.T) {
 	}{
 		"small":      {answers(html, "<p>Mine."), "<p>Mine."},
 		"largest":    {compressed(large), large},
-		"redirected": {hops, "<p>Mine."},
+		"redirected": {hops(5), "<p>Mine."},
 		"as it is asked for": {func(w http.ResponseWriter, r *http.Request) {
 			user, password, _ := r.BasicAuth()
 			answers(html, strings.Join([]string{user, password, r.URL.RawQuery, r.UserAgent()}, " "))(w, r)
@@ -230,7 +231,7 @@ func TestPagesOverHTTPS(t *testing.T) {
 				if r.URL.Path == "/page" {
 					test.serve(w, r)
 				} else {
-					hops(w, r)
+					hops(5)(w, r)
 				}
 			}, (*httptest.Server).StartTLS)
 			c, err := host.fetch(nil)
@@ -430,17 +431,18 @@ func redirects(to string) http.HandlerFunc {
 	}
 }
 
-// hops leads from any path by /hops-4 to /hops-0, where the page is.
-func hops(w http.ResponseWriter, r *http.Request) {
-	left, isHop := strings.CutPrefix(r.URL.Path, "/hops-")
-	n, _ := strconv.Atoi(left)
-	switch {
-	case !isHop:
-		redirects("/hops-4")(w, r)
-	case n > 0:
-		redirects(fmt.Sprintf("/hops-%d", n-1))(w, r)
-	default:
-		answers(html, "<p>Mine.")(w, r)
+// hops leads by n redirects from any path to /hops-0, where the page is.
+func hops(n int) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		left := n
+		if hop, ok := strings.CutPrefix(r.URL.Path, "/hops-"); ok {
+			left, _ = strconv.Atoi(hop)
+		}
+		if left == 0 {
+			answers(html, "<p>Mine.")(w, r)
+			return
+		}
+		redirects(fmt.Sprintf("/hops-%d", left-1))(w, r)
 	}
 }
 

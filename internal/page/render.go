@@ -19,10 +19,6 @@ type Content struct {
 	Until   time.Time // when the maintenance ends, or zero
 }
 
-func (c Content) equal(other Content) bool {
-	return c.Message == other.Message && c.Until.Equal(other.Until)
-}
-
 // Document is a page as HTML.
 type Document struct {
 	ContentType string
@@ -67,12 +63,15 @@ var defaultTemplate = template.Must(template.New("page").Parse(`<!DOCTYPE html>
 </html>
 `))
 
-// stockDocument is the default page of a maintenance that says nothing.
-var stockDocument = renderDefault(Content{Message: stockSentence})
+// What there is to read of a maintenance that says nothing.
+var (
+	stockDocument = renderDefault(Content{Message: stockSentence})
+	stockText     = []byte(stockSentence + "\n")
+)
 
 // Default returns the default page.
 func Default(c Content) *Document {
-	if c.equal(Content{}) {
+	if c == (Content{}) {
 		return stockDocument
 	}
 	if c.Message == "" {
@@ -92,16 +91,19 @@ func renderDefault(c Content) *Document {
 	return newDocument(html.Bytes(), "utf-8")
 }
 
-// PlainText returns the default page as plain text.
-func PlainText(c Content) string {
-	text := stockSentence + "\n"
+// PlainText returns the default page as plain text. It must not be changed.
+func PlainText(c Content) []byte {
+	if c == (Content{}) {
+		return stockText
+	}
+	text := stockSentence
 	if c.Message != "" {
-		text = "Down for maintenance. " + c.Message + "\n"
+		text = "Down for maintenance. " + c.Message
 	}
 	if !c.Until.IsZero() {
-		text += "It is expected back at " + formatUntil(c.Until) + ".\n"
+		text += "\nIt is expected back at " + formatUntil(c.Until) + "."
 	}
-	return text
+	return []byte(text + "\n")
 }
 
 // Problem returns the answer to clients that are programs (RFC 9457). The fields after

@@ -37,7 +37,7 @@ func TestDefaultPageSaysWhatTheSwitchSays(t *testing.T) {
 		if got.ContentType != "text/html; charset=utf-8" || unzip(t, got.Gzip) != html {
 			t.Errorf("%+v: the page is %s, and compressed another", test.content, got.ContentType)
 		}
-		if text := PlainText(test.content); text != test.text {
+		if text := string(PlainText(test.content)); text != test.text {
 			t.Errorf("%+v: plain text is %q, want %q", test.content, text, test.text)
 		}
 	}

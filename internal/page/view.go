@@ -13,11 +13,13 @@ type View struct {
 	cached atomic.Pointer[cachedView]
 }
 
-// cachedView is what a view shows of a content. It is immutable, and rendered once.
+// cachedView is what a view shows of a content, rendered once.
 type cachedView struct {
-	content  Content
-	copy     *Copy // nil if document is the default page
-	document func() *Document
+	content Content
+	copy    *Copy // nil for the default page
+
+	once     sync.Once
+	document *Document
 }
 
 // NewView returns a view of a custom page, or of the default page if p is nil.
@@ -30,21 +32,23 @@ func NewView(p *Page) *View { return &View{page: p} }
 // for that. ended is closed when the content is over: what is rendered after that is
 // not kept.
 func (v *View) HTML(ctx context.Context, content Content, ended <-chan struct{}) *Document {
-	c := v.lastGood(ctx)
-	if c != nil && c.document != nil {
-		return c.document
+	var c *Copy
+	if v.page != nil {
+		if c = v.page.awaitCopy(ctx); c != nil && c.document != nil {
+			return c.document
+		}
 	}
 	last := v.cached.Load()
 	if last.shows(content, c) {
-		return last.document()
+		return last.render()
 	}
-	fresh := newCachedView(content, c)
+	fresh := &cachedView{content: content, copy: c}
 	if !v.cached.CompareAndSwap(last, fresh) {
 		if last = v.cached.Load(); last.shows(content, c) {
-			return last.document()
+			return last.render()
 		}
 	}
-	document := fresh.document()
+	document := fresh.render()
 	v.dropIfEnded(fresh, ended)
 	return document
 }
@@ -63,11 +67,11 @@ func (v *View) Render(content Content, ended <-chan struct{}) {
 		}
 		last := v.cached.Load()
 		if last.shows(content, c) && last.copy == c {
-			last.document()
+			last.render()
 			return
 		}
-		fresh := newCachedView(content, c)
-		fresh.document()
+		fresh := &cachedView{content: content, copy: c}
+		fresh.render()
 		if v.cached.CompareAndSwap(last, fresh) {
 			v.dropIfEnded(fresh, ended)
 			return
@@ -78,19 +82,17 @@ func (v *View) Render(content Content, ended <-chan struct{}) {
 // Forget drops what has been rendered.
 func (v *View) Forget() { v.cached.Store(nil) }
 
-// lastGood returns the last good copy of a custom page, nil if there is none.
-func (v *View) lastGood(ctx context.Context) *Copy {
-	if v.page == nil {
-		return nil
-	}
-	if c := v.page.copy.Load(); c != nil {
+// awaitCopy returns the last good copy, nil if there is none. It waits for the one in
+// storage.
+func (p *Page) awaitCopy(ctx context.Context) *Copy {
+	if c := p.copy.Load(); c != nil {
 		return c
 	}
 	select {
-	case <-v.page.loaded:
+	case <-p.loaded:
 	case <-ctx.Done():
 	}
-	return v.page.copy.Load()
+	return p.copy.Load()
 }
 
 // dropIfEnded keeps nothing that was rendered too late for Forget.
@@ -102,17 +104,20 @@ func (v *View) dropIfEnded(fresh *cachedView, ended <-chan struct{}) {
 	}
 }
 
-func newCachedView(content Content, c *Copy) *cachedView {
-	return &cachedView{content, c, sync.OnceValue(func() *Document {
-		if c == nil {
-			return Default(content)
+// render returns the page, which it renders for whoever comes first.
+func (cached *cachedView) render() *Document {
+	cached.once.Do(func() {
+		if cached.copy == nil {
+			cached.document = Default(cached.content)
+		} else {
+			cached.document = cached.copy.render(cached.content)
 		}
-		return c.render(content)
-	})}
+	})
+	return cached.document
 }
 
 // shows reports whether the view shows the content, if with an older copy. A refresh
 // renders the newer one.
 func (cached *cachedView) shows(content Content, c *Copy) bool {
-	return cached != nil && cached.content.equal(content) && (c == nil || cached.copy != nil)
+	return cached != nil && cached.content == content && (c == nil || cached.copy != nil)
 }

@@ -53,7 +53,7 @@ func TestPageIsRenderedBeforeVisitorsCome(t *testing.T) {
 			t.Fatal("Render has not rendered the copy")
 		}
 		v.Render(hello, nil)
-		if v.HTML(t.Context(), hello, nil) != rendered.document() || v.cached.Load() != rendered {
+		if v.HTML(t.Context(), hello, nil) != rendered.render() || v.cached.Load() != rendered {
 			t.Error("a visitor has rendered the page again")
 		}
 	}
