@@ -88,6 +88,7 @@ func TestResponseIsNeverCachedNorTakenForTheAppsOwn(t *testing.T) {
 		"Content-Type":           {html},
 		"Content-Length":         {strconv.Itoa(len(response.body))},
 		"X-Content-Type-Options": {"nosniff"},
+		"Referrer-Policy":        {"no-referrer"},
 		"Vary":                   {"Origin", "Accept, Accept-Encoding"},
 	} {
 		if got := response.Header.Values(name); !slices.Equal(got, want) {

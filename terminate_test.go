@@ -330,33 +330,34 @@ func TestGateAmongErrorRoutesLeavesThemAlone(t *testing.T) {
 	}
 }
 
-// reverse_proxy goes on dialing for a request that has been terminated, and reads its
-// variables as it does.
+// An app may go on with a request that was terminated in goroutines of its own, as
+// reverse_proxy does when it dials, and these read the request's variables.
 //
 // G10: this is for the race detector.
 func TestTerminationDoesNotRaceWithADial(t *testing.T) {
-	upstream, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer upstream.Close() // which accepts connections, and never says anything
-	s := start(t, fmt.Sprintf(`
-		log
-		maintenance shop
-		handle {
-			reverse_proxy https://%s {
-				transport http {
-					tls_insecure_skip_verify
+	arrived, over := make(chan struct{}), make(chan struct{})
+	var dials sync.WaitGroup
+	var reads atomic.Int64
+	s := start(t, "log\nmaintenance shop\n"+testApp(t, func(_ http.ResponseWriter, r *http.Request) error {
+		ctx := r.Context()
+		dials.Go(func() {
+			for {
+				select {
+				case <-over:
+					return
+				default:
+					caddyhttp.GetVar(ctx, "reverse_proxy.dial_info")
+					reads.Add(1)
 				}
 			}
-		}`, upstream.Addr()))
+		})
+		close(arrived)
+		<-ctx.Done()
+		return ctx.Err()
+	}))
 	answers := make(visits, 1)
 	go func() { answers <- ask(t.Context(), client, s.url) }()
-	conn, err := upstream.Accept()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer conn.Close()
+	<-arrived
 	s.put("shop", `{"terminate_after": "1ms"}`)
 	answers.expectPage(t, "300")
 	eventually(t, func() error {
@@ -365,6 +366,11 @@ func TestTerminationDoesNotRaceWithADial(t *testing.T) {
 		}
 		return nil
 	})
+	for before := reads.Load(); reads.Load() < before+1000; {
+		runtime.Gosched() // as the race detector has to see some
+	}
+	close(over)
+	dials.Wait()
 }
 
 // What is behind the gate
