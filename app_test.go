@@ -20,8 +20,6 @@ import (
 	"go.uber.org/zap/zaptest/observer"
 
 	"github.com/caddyserver/caddy/v2"
-	"github.com/caddyserver/caddy/v2/caddyconfig"
-	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 
 	"example.com/caddy-maintenance/internal/site"
 	"example.com/caddy-maintenance/internal/store"
@@ -38,24 +36,25 @@ func TestSwitchDoesNotWaitForEverAndMayTakeEffectLate(t *testing.T) {
 		a, _ := newTestApp(t, storage, "shop", "wiki")
 		hang, answer := hangOn("store", shopKey)
 		storage.setFault(hang)
-		const slow = "storing state of site shop: the storage did not answer within 10s; the switch may still take effect if the storage was only slow: repeat it to be sure"
-		const busy = "switching site shop: an earlier switch is still waiting for the storage; nothing has changed, repeat it when the storage answers"
+		const slow = "storing state of site shop: the storage did not answer within 10s; " +
+			"the switch may still take effect if the storage was only slow: repeat it to be sure"
+		const busy = "switching site shop: an earlier switch is still waiting for the storage; " +
+			"nothing has changed, repeat it when the storage answers"
 		for _, test := range []struct {
 			site, want string
-			status     int
 			after      time.Duration
 		}{
-			{"shop", slow, 500, store.Timeout},
-			{"wiki", "", 0, 0},
-			{"shop", busy, 503, store.Timeout},
+			{"shop", "500 " + slow, store.Timeout},
+			{"wiki", "", 0},
+			{"shop", "503 " + busy, store.Timeout},
 		} {
 			began := time.Now()
-			message, status := "", 0
+			got := ""
 			if refused := new(caddy.APIError); errors.As(asAPIError(a.put(t, test.site, "")), refused) {
-				message, status = refused.Err.Error(), refused.HTTPStatus
+				got = fmt.Sprint(refused.HTTPStatus, " ", refused.Err)
 			}
-			if took := time.Since(began); message != test.want || status != test.status || took != test.after {
-				t.Errorf("%s: got %d %s after %s\nwant %d %s after %s", test.site, status, message, took, test.status, test.want, test.after)
+			if took := time.Since(began); got != test.want || took != test.after {
+				t.Errorf("%s: got %s after %s\nwant %s after %s", test.site, got, took, test.want, test.after)
 			}
 		}
 		a.expect(t, "shop", "off")
@@ -119,39 +118,35 @@ func TestConfigLoadsWhileStorageHangs(t *testing.T) {
 	})
 }
 
+// What cannot be read stays as it is, and holds up nothing else. It is logged when that
+// begins and when it is over.
+//
 // G3
 func TestOutageOfTheStorageChangesNothingAndIsLoggedOnce(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		storage := newTestStorage(t)
-		a, log := newTestApp(t, storage, "shop")
-		if err := a.put(t, "shop", ""); err != nil {
-			t.Fatal(err)
-		}
-		storage.setFault(failOn("load", "maintenance/"))
-		go newFollower(a).run()
-		time.Sleep(time.Minute)
-		a.expect(t, "shop", "on")
-		storage.setFault(nil)
-		time.Sleep(time.Minute)
-		a.expect(t, "shop", "on")
-		expectLines(t, log, "maintenance enabled", "storage cannot be read", "storage can be read again")
-	})
-}
-
-// One record that cannot be read is tried again by itself: others are followed meanwhile.
-func TestRecordThatCannotBeReadHoldsUpNoOther(t *testing.T) {
-	for name, fault := range map[string]func(context.Context) error{
-		"fails": func(context.Context) error { return errors.New("disk full") },
-		"hangs": func(ctx context.Context) error { <-ctx.Done(); return ctx.Err() },
+	fails := func(context.Context) error { return errors.New("disk full") }
+	hangs := func(ctx context.Context) error { <-ctx.Done(); return ctx.Err() }
+	ofAll := []string{"storage cannot be read", "storage can be read again"}
+	ofOne := []string{"records of some sites cannot be read", "records of all sites can be read again"}
+	for name, test := range map[string]struct {
+		keys   string
+		fault  func(context.Context) error
+		others string // state of those that another instance switches on meanwhile
+		logged []string
+	}{
+		"storage fails": {"maintenance/", fails, "off", ofAll},
+		"storage hangs": {"maintenance/", hangs, "off", ofAll},
+		"record fails":  {shopKey, fails, "on", ofOne},
+		"record hangs":  {shopKey, hangs, "on", ofOne},
 	} {
 		synctest.Test(t, func(t *testing.T) {
 			storage := newTestStorage(t)
 			a, log := newTestApp(t, storage, "shop", "wiki", "blog")
+			a.turnOn(t, "shop")
 			go newFollower(a).run()
 			time.Sleep(defaultSyncInterval)
 			storage.setFault(func(ctx context.Context, op, key string) error {
-				if op == "load" && key == shopKey {
-					return fault(ctx)
+				if op == "load" && strings.HasPrefix(key, test.keys) {
+					return test.fault(ctx)
 				}
 				return nil
 			})
@@ -159,20 +154,49 @@ func TestRecordThatCannotBeReadHoldsUpNoOther(t *testing.T) {
 				storage.set(store.Key(other), `{"version": 1, "enabled": true}`)
 				storage.set(store.MarkerKey, other)
 				time.Sleep(defaultSyncInterval)
-				a.expect(t, other, "on")
+				a.expect(t, other, test.others)
 			}
 			time.Sleep(time.Minute)
-			if behind := time.Since(*lastSync.Load()); behind > defaultSyncInterval {
-				t.Errorf("%s: the last sync was %s ago", name, behind)
+			if inTime := time.Since(*lastSync.Load()) <= defaultSyncInterval; inTime != (test.others == "on") {
+				t.Errorf("%s: the last sync was at %s, now it is %s", name, lastSync.Load(), time.Now())
 			}
 			storage.setFault(nil)
 			time.Sleep(time.Minute)
-			expectLines(t, log.FilterMessageSnippet("records of"), "records of some sites cannot be read", "records of all sites can be read again")
-			if got := fmt.Sprint(log.FilterMessageSnippet("records of some").All()[0].ContextMap()["sites"]); got != "[shop]" {
+			for _, site := range []string{"shop", "wiki", "blog"} {
+				a.expect(t, site, "on")
+			}
+			lines := log.FilterMessageSnippet("be read")
+			expectLines(t, lines, test.logged...)
+			if got := lines.All()[0].ContextMap()["sites"]; got != nil && fmt.Sprint(got) != "[shop]" {
 				t.Errorf("%s: the log names %s", name, got)
 			}
 		})
 	}
+}
+
+// A config that ends while it reads the record of a site tells nothing about it; who
+// waits for the site goes on waiting.
+func TestReloadDuringTheFirstReadBlocksNobody(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		storage := newTestStorage(t)
+		fault, _, answer := pauseOn("load", shopKey)
+		storage.setFault(fault)
+		before, log := newTestApp(t, storage)
+		ctx, end := context.WithCancel(t.Context())
+		before.ctx.Context = ctx
+		if _, err := before.join("shop", false); err != nil {
+			t.Fatal(err)
+		}
+		after, _ := newTestApp(t, storage, "shop") // which reads it, too
+		end()
+		before.unload()
+		if kind := after.sites["shop"].Current().Kind(); kind != site.Loading {
+			t.Errorf("nobody waits for the record any more, the kind is %d", kind)
+		}
+		answer()
+		after.expect(t, "shop", "off")
+		expectLines(t, log)
+	})
 }
 
 // G3
@@ -187,9 +211,7 @@ func TestLostRecordIsWrittenAgain(t *testing.T) {
 			storage := newTestStorage(t)
 			a, log := newTestApp(t, storage, "shop")
 			go newFollower(a).run()
-			if err := a.put(t, "shop", ""); err != nil {
-				t.Fatal(err)
-			}
+			a.turnOn(t, "shop")
 			time.Sleep(2 * defaultSyncInterval)
 			record, marker := storage.get(shopKey), storage.get(store.MarkerKey)
 			damage(storage)
@@ -212,9 +234,7 @@ func TestNothingIsRestoredOverASwitch(t *testing.T) {
 		storage := newTestStorage(t)
 		a, _ := newTestApp(t, storage, "shop")
 		go newFollower(a).run()
-		if err := a.put(t, "shop", ""); err != nil {
-			t.Fatal(err)
-		}
+		a.turnOn(t, "shop")
 		time.Sleep(2 * defaultSyncInterval)
 		shop := a.sites["shop"]
 		foundLost := func() {
@@ -252,9 +272,7 @@ func TestSiteThatIsBeingRestoredIsNotForgotten(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		storage := newTestStorage(t)
 		before, _ := newTestApp(t, storage, "shop")
-		if err := before.put(t, "shop", ""); err != nil {
-			t.Fatal(err)
-		}
+		before.turnOn(t, "shop")
 		record := storage.get(shopKey)
 		_ = storage.Delete(t.Context(), shopKey)
 		hang, answer := hangOn("load", shopKey)
@@ -339,6 +357,13 @@ func (a *App) put(t *testing.T, name, options string) error {
 	return a.switchTo(t, name, func(g site.Given) site.Mutation { return site.On{Options: g} }, options)
 }
 
+func (a *App) turnOn(t *testing.T, name string) {
+	t.Helper()
+	if err := a.put(t, name, ""); err != nil {
+		t.Fatal(err)
+	}
+}
+
 func (a *App) switchTo(t *testing.T, name string, mutation func(site.Given) site.Mutation, options string) error {
 	t.Helper()
 	given, err := optionParser().Body([]byte("{" + strings.Trim(options, "{}") + "}"))
@@ -374,29 +399,32 @@ func expectLines(t *testing.T, log *observer.ObservedLogs, parts ...string) {
 
 // G3, G4
 func TestSwitchThatFailsSaysSoAndChangesNothing(t *testing.T) {
-	const perhaps = "storing state of site shop: disk full; the switch may still take effect if the storage was only slow: repeat it to be sure"
-	const nothing = "reading state of site shop: disk full; nothing has changed, repeat it when the storage answers"
+	const (
+		perhaps = "storing state of site shop: disk full; the switch may still take effect if the storage was only slow: repeat it to be sure"
+		nothing = "reading state of site shop: disk full; nothing has changed, repeat it when the storage answers"
+	)
 	s := start(t, `maintenance shop`)
 	s.put("shop", `{"message": "Old."}`)
-	for method, body := range map[string]string{"PUT": "", "PATCH": "{}", "DELETE": ""} {
-		for op, want := range map[string]string{"store": perhaps, "load": nothing} {
-			record := s.storage.get(shopKey)
-			s.storage.setFault(failOn(op, shopKey))
-			response := s.api(method, "/maintenance/shop", body)
-			if got := decode(t, response.body)["error"]; response.StatusCode != 500 || got != want {
-				t.Errorf("%s got %d %v\nwant 500 %s", method, response.StatusCode, got, want)
-			}
-			s.wantStatus("/", 503)
-			if got := s.status("shop"); got["message"] != "Old." || s.storage.get(shopKey) != record {
-				t.Errorf("after a failed %s the site is %v, its record %s", method, got, s.storage.get(shopKey))
-			}
+	for _, test := range []struct{ method, op, key, want string }{
+		{"PUT", "load", shopKey, nothing},
+		{"PATCH", "load", shopKey, nothing},
+		{"DELETE", "load", shopKey, nothing},
+		{"PUT", "store", shopKey, perhaps},
+		{"PATCH", "store", shopKey, perhaps},
+		{"DELETE", "store", shopKey, perhaps},
+		{"DELETE", "store", store.MarkerKey, perhaps}, // others could not notice
+	} {
+		record := s.storage.get(shopKey)
+		s.storage.setFault(failOn(test.op, test.key))
+		response := s.api(test.method, "/maintenance/shop", map[string]string{"PATCH": "{}"}[test.method])
+		if got := decode(t, response.body)["error"]; response.StatusCode != 500 || got != test.want {
+			t.Errorf("%s got %d %v\nwant 500 %s", test.method, response.StatusCode, got, test.want)
+		}
+		s.wantStatus("/", 503)
+		if got := s.status("shop"); got["message"] != "Old." || test.key == shopKey && s.storage.get(shopKey) != record {
+			t.Errorf("after a failed %s the site is %v, its record %s", test.op, got, s.storage.get(shopKey))
 		}
 	}
-	s.storage.setFault(failOn("store", store.MarkerKey)) // others could not notice
-	if response := s.api(http.MethodDelete, "/maintenance/shop", ""); response.StatusCode != 500 || decode(t, response.body)["error"] != perhaps {
-		t.Errorf("got %d %s", response.StatusCode, response.body)
-	}
-	s.wantStatus("/", 503)
 	s.storage.setFault(nil)
 	s.delete("shop")
 	s.wantStatus("/", 200)
@@ -405,46 +433,40 @@ func TestSwitchThatFailsSaysSoAndChangesNothing(t *testing.T) {
 // A switch is carried through when its client goes, and when a reload takes its config.
 func TestSwitchUnderWayIsCarriedThrough(t *testing.T) {
 	s := start(t, `maintenance shop`)
-	for _, meanwhile := range map[string]func(cancel func(), done <-chan error){
-		"client": func(cancel func(), done <-chan error) {
+	for _, meanwhile := range []func(cancel func(), done <-chan error){
+		func(cancel func(), done <-chan error) {
 			cancel()
 			if err := <-done; !errors.Is(err, context.Canceled) {
 				t.Error(err)
 			}
 		},
-		"reload": func(func(), <-chan error) { s.reload("maintenance shop\nheader X-Config new") },
+		func(func(), <-chan error) { s.reload("maintenance shop\nheader X-Config new") },
 	} {
-		storing, answer := make(chan struct{}), make(chan struct{})
-		s.storage.setFault(func(ctx context.Context, op, key string) error {
-			if op != "store" || key != shopKey {
-				return nil
-			}
-			close(storing)
-			select {
-			case <-answer:
-				return nil
-			case <-ctx.Done():
-				return ctx.Err()
-			}
-		})
+		fault, storing, answer := pauseOn("store", shopKey)
+		s.storage.setFault(fault)
 		ctx, cancel := context.WithCancel(t.Context())
-		request, _ := http.NewRequestWithContext(ctx, http.MethodPut, s.admin+"/maintenance/shop", nil)
 		done := make(chan error, 1)
-		go func() {
-			response, err := client.Do(request)
-			if err == nil {
-				response.Body.Close()
-			}
-			done <- err
-		}()
+		go func() { done <- askToSwitchOn(ctx, s.admin) }()
 		<-storing
 		meanwhile(cancel, done)
-		close(answer)
+		answer()
 		eventually(t, func() error { return s.is("shop", "on") })
 		s.storage.setFault(nil)
 		cancel()
 		s.delete("shop")
 	}
+}
+
+func askToSwitchOn(ctx context.Context, admin string) error {
+	request, err := http.NewRequestWithContext(ctx, http.MethodPut, admin+"/maintenance/shop", nil)
+	if err != nil {
+		return err
+	}
+	response, err := client.Do(request)
+	if err == nil {
+		response.Body.Close()
+	}
+	return err
 }
 
 // G3
@@ -476,46 +498,6 @@ func TestSiteWhoseRecordCannotBeReadIsBlockedUntilItCanBe(t *testing.T) {
 	s.wantStatus("/wiki", 200)
 }
 
-// A config that ends while it reads the record of a site tells nothing about it; who
-// waits for the site goes on waiting.
-func TestReloadDuringTheFirstReadBlocksNobody(t *testing.T) {
-	s := prepare(t)
-	read, answer := make(chan struct{}, 10), make(chan struct{})
-	s.storage.setFault(func(ctx context.Context, op, key string) error {
-		if op != "load" || key != shopKey {
-			return nil
-		}
-		read <- struct{}{}
-		select {
-		case <-answer:
-			return nil
-		case <-ctx.Done():
-			return ctx.Err()
-		}
-	})
-	arrived := make(chan struct{}, 1)
-	directives := "route {\n" + testMiddleware(t, func(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler) error {
-		arrived <- struct{}{}
-		return next.ServeHTTP(w, r)
-	}) + "\nmaintenance shop\n}"
-	s.reload(directives)
-	<-read
-	visitor := make(chan int)
-	go func() { visitor <- s.get("/").StatusCode }()
-	<-arrived
-	s.reload(directives)
-	<-read                                            // the config that runs now reads it, too
-	s.logged("servers shutting down", "grace period") // and the one before has ended
-	close(answer)
-	if got := <-visitor; got != 200 {
-		t.Errorf("the visitor who waited got %d, want 200", got)
-	}
-	s.wantStatus("/", 200)
-	if n := s.countLogged("cannot be read"); n > 0 {
-		t.Errorf("%d lines of the log say that something cannot be read", n)
-	}
-}
-
 // Reloads
 
 // G2, G3
@@ -534,26 +516,29 @@ func TestReloadWithAnotherStorageTakesTheStateAlong(t *testing.T) {
 	})
 }
 
+// Neither a config that is changed, nor one that fails, before its apps have started or
+// after, has another state.
+//
 // G3
 func TestStateSurvivesReloads(t *testing.T) {
 	s := start(t, `maintenance shop`)
 	s.put("shop", `{"message": "Hello."}`)
 	before := s.status("shop")
 	s.reload(`maintenance shop`)
-	s.reload(`
-		header X-Changed yes
-		maintenance shop {
-			retry_after 7m
-			initial_state off
-		}`)
+	s.reload("header X-Changed yes\nmaintenance shop {\nretry_after 7m\ninitial_state off\n}")
 	s.wantStatus("/", 503)
-	if err := s.load(`maintenance shop
-		reverse_proxy {
-			lb_policy nonsense
-		}`); err == nil {
+	if err := s.load("maintenance shop\nreverse_proxy {\nlb_policy nonsense\n}"); err == nil {
 		t.Fatal("a wrong config was loaded")
 	}
-	s.wantStatus("/", 503)
+	other := newTestStorage(t) // takes the place of the first one
+	other.set(shopKey, `{"version": 9000000000000000, "enabled": false}`)
+	for range 5 {
+		s.failLate(`maintenance shop`)
+		s.wantStatus("/", 503)
+	}
+	if n := other.stores.Load(); strings.Contains(other.get(shopKey), "true") {
+		t.Errorf("the failed config has stored %d values, among them %s", n, other.get(shopKey))
+	}
 	if got := s.status("shop"); fmt.Sprint(got) != fmt.Sprint(before) {
 		t.Errorf("the site is %v, want %v", got, before)
 	}
@@ -566,8 +551,8 @@ func TestSiteThatReturnsToTheConfigIsReadAgain(t *testing.T) {
 	s := start(t, `maintenance shop`)
 	s.put("shop", "")
 	eventually(t, func() error {
-		if app, err := runningApp(); err != nil || !app.running.Load() {
-			return fmt.Errorf("the app has not begun its work: %v", err)
+		if !running(t).running.Load() {
+			return errors.New("the app has not begun its work")
 		}
 		return nil
 	})
@@ -587,7 +572,7 @@ func TestSiteThatReturnsToTheConfigIsReadAgain(t *testing.T) {
 	s.logged(`"warn"`, "site is still in maintenance; `caddy maintenance off shop` ends it", `"site":"shop"`, `"since":`)
 }
 
-// G5
+// G5, G10
 func TestRequestInFlightIsCountedThoughItsConfigHasGone(t *testing.T) {
 	directives := slowShop(t)
 	s := start(t, directives)
@@ -604,12 +589,10 @@ func TestRequestInFlightIsCountedThoughItsConfigHasGone(t *testing.T) {
 	if got := s.status("shop?wait=10s")["in_flight"]; got != 0.0 {
 		t.Errorf("in_flight is %v, want 0", got)
 	}
-}
 
-// G10
-func TestSiteIsForgottenWithItsLastRequest(t *testing.T) {
-	s := start(t, slowShop(t))
-	release, finished := s.slowRequest()
+	// And the site is forgotten with its last request.
+	s.delete("shop")
+	release, finished = s.slowRequest()
 	s.reload(``)
 	release()
 	<-finished
@@ -716,27 +699,6 @@ func TestSiteThatReturnsWhileInFlightIsReadAgain(t *testing.T) {
 	<-finished
 }
 
-// G3: a config can still fail when all its apps have started.
-func TestStateSurvivesReloadThatFailsLate(t *testing.T) {
-	s := start(t, `maintenance shop`)
-	s.put("shop", "")
-	other := newTestStorage(t) // takes the place of the first one
-	other.set(shopKey, `{"version": 9000000000000000, "enabled": false}`)
-	for range 5 {
-		s.failLate(`maintenance shop`)
-		eventually(t, func() error {
-			got, err := try(http.MethodGet, s.url, "", nil)
-			if err == nil && got.StatusCode != 503 {
-				t.Errorf("got %d, want 503", got.StatusCode)
-			}
-			return err // a failed config drops the connections that it has accepted
-		})
-	}
-	if n := other.stores.Load(); strings.Contains(other.get(shopKey), "true") {
-		t.Errorf("the failed config has stored %d values, among them %s", n, other.get(shopKey))
-	}
-}
-
 // G5
 func TestErrorRoutesAreInFlightToo(t *testing.T) {
 	s := prepare(t)
@@ -761,15 +723,7 @@ func TestErrorRoutesAreInFlightToo(t *testing.T) {
 func TestValidationHasNoSideEffects(t *testing.T) {
 	s := prepare(t)
 	s.storage.set(shopKey, `{"version": 1, "enabled": true}`)
-	config, _, err := caddyconfig.GetAdapter("caddyfile").Adapt([]byte(s.caddyfile(`maintenance shop`)), nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	var parsed *caddy.Config
-	if err := caddy.StrictUnmarshalJSON(config, &parsed); err != nil {
-		t.Fatal(err)
-	}
-	if err := caddy.Validate(parsed); err != nil {
+	if err := s.validate(`maintenance shop`); err != nil {
 		t.Fatal(err)
 	}
 	if n := s.storage.stores.Load(); n != 0 {
@@ -789,54 +743,7 @@ func TestAdminAPIWithoutConfigSaysSo(t *testing.T) {
 	}
 }
 
-// Everything at once
-
-// G1, G10
-func TestConcurrentSwitchesReloadsAndRequests(t *testing.T) {
-	s := prepare(t)
-	s.options = "maintenance {\nsync_interval 100ms\n}"
-	s.reload(`maintenance shop`)
-	stop := make(chan struct{})
-	var workers sync.WaitGroup
-	run := func(work func(i int)) {
-		workers.Go(func() {
-			for i := 0; ; i++ {
-				select {
-				case <-stop:
-					return
-				default:
-					work(i)
-				}
-			}
-		})
-	}
-	run(func(i int) {
-		s.api([]string{"PUT", "PATCH", "DELETE"}[i%3], "/maintenance/shop", "{}")
-	})
-	run(func(i int) {
-		s.api([]string{"PUT", "DELETE"}[i%2], "/maintenance/shop", fmt.Sprintf(`{"message": "%d"}`, i))
-	})
-	run(func(int) { s.api("GET", "/maintenance/shop?wait=10ms", "") })
-	run(func(i int) {
-		s.storage.set(shopKey, fmt.Sprintf(`{"version": %d, "enabled": %t}`, time.Now().UnixMicro(), i%2 == 0))
-		s.storage.set(store.MarkerKey, fmt.Sprint(i))
-		<-time.After(time.Millisecond)
-	})
-	for range 4 {
-		run(func(int) { _, _ = try("GET", s.url, "", nil) })
-	}
-	for range 30 {
-		s.reload(`maintenance shop`)
-	}
-	close(stop)
-	workers.Wait()
-
-	s.put("shop", "")
-	s.wantStatus("/", 503)
-	if got := s.status("shop?wait=10s")["in_flight"]; got != 0.0 {
-		t.Errorf("in_flight is %v, want 0", got)
-	}
-}
+// Harness
 
 // failOn returns a fault that fails an operation on keys with that prefix.
 func failOn(op, prefix string) func(context.Context, string, string) error {
@@ -858,6 +765,24 @@ func hangOn(op, prefix string) (fault func(context.Context, string, string) erro
 		}
 		return nil
 	}, sync.OnceFunc(func() { close(answered) })
+}
+
+// pauseOn returns a fault that says when an operation has begun, and waits there until it
+// is told to go on, or its context ends.
+func pauseOn(op, key string) (fault func(context.Context, string, string) error, begun <-chan struct{}, answer func()) {
+	operations, answered := make(chan struct{}, 10), make(chan struct{})
+	return func(ctx context.Context, o, k string) error {
+		if o != op || k != key {
+			return nil
+		}
+		operations <- struct{}{}
+		select {
+		case <-answered:
+			return nil
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}, operations, func() { close(answered) }
 }
 
 // is returns an error unless the site's state is as wanted.
