@@ -20,9 +20,15 @@ func TestPageIsRefreshedRegularlyAndWhenItIsWanted(t *testing.T) {
 		fails func(elapsed time.Duration) bool
 		want  []int // seconds from the start
 	}{
-		"good":       {func(time.Duration) bool { return false }, []int{0, 10 * m, 20 * m, 25 * m, 35 * m}},
-		"never good": {func(time.Duration) bool { return true }, []int{0, 5, 15, 35, 75, 155, 315, 635, 1235, 25 * m, 25*m + 5, 25*m + 15}},
-		"good again": {func(elapsed time.Duration) bool { return elapsed < 10*time.Second }, []int{0, 5, 15, 615, 1215, 25 * m, 35 * m}},
+		"good": {func(time.Duration) bool { return false }, []int{0, 10 * m, 20 * m, 25 * m, 35 * m}},
+		"never good": {
+			func(time.Duration) bool { return true },
+			[]int{0, 5, 15, 35, 75, 155, 315, 635, 1235, 25 * m, 25*m + 5, 25*m + 15},
+		},
+		"good again": {
+			func(elapsed time.Duration) bool { return elapsed < 10*time.Second },
+			[]int{0, 5, 15, 615, 1215, 25 * m, 35 * m},
+		},
 	} {
 		synctest.Test(t, func(t *testing.T) {
 			began := time.Now()
@@ -88,39 +94,44 @@ func TestStatus(t *testing.T) {
 	}
 	old := testCopy("<p>Old. {maintenance.message}")
 	old.FetchedAt = threeUTC
-	broken := errors.New("broken")
-	restore := func(c *Copy) func(*Page) { return func(p *Page) { p.Restore(c) } }
-	apply := func(c *Copy, err error) func(*Page) { return func(p *Page) { p.apply(c, err) } }
-	for name, test := range map[string]struct {
-		then []func(*Page)
-		want Status
-		page string
-	}{
-		"new":              {nil, Status{State: "fetching", ShowsMessage: true}, ""},
-		"none stored":      {[]func(*Page){restore(nil)}, Status{State: "fetching", ShowsMessage: true}, ""},
-		"restored":         {[]func(*Page){restore(old)}, Status{State: "stale", FetchedAt: threeUTC, ShowsMessage: true}, "<p>Old. "},
-		"failed":           {[]func(*Page){apply(nil, broken)}, Status{State: "failed", Error: "broken", ShowsMessage: true}, ""},
-		"failed, restored": {[]func(*Page){apply(nil, broken), restore(old)}, Status{State: "stale", FetchedAt: threeUTC, Error: "broken", ShowsMessage: true}, "<p>Old. "},
-		"unchanged":        {[]func(*Page){restore(old), apply(nil, nil)}, Status{State: "ok", FetchedAt: now(), ShowsMessage: true}, "<p>Old. "},
-		"fetched":          {[]func(*Page){apply(testCopy("<p>New."), nil)}, Status{State: "ok", FetchedAt: now()}, "<p>New."},
-		"changed":          {[]func(*Page){restore(old), apply(testCopy("<p>New."), nil)}, Status{State: "ok", FetchedAt: now()}, "<p>New."},
-		"restored late":    {[]func(*Page){apply(testCopy("<p>New."), nil), restore(old)}, Status{State: "ok", FetchedAt: now()}, "<p>New."},
-		"spoilt":           {[]func(*Page){restore(old), apply(nil, nil), apply(nil, broken)}, Status{State: "stale", FetchedAt: now(), Error: "broken", ShowsMessage: true}, "<p>Old. "},
-		"good again":       {[]func(*Page){apply(nil, broken), apply(testCopy("<p>New."), nil)}, Status{State: "ok", FetchedAt: now()}, "<p>New."},
+	steps := map[string]func(*Page){
+		"none stored": func(p *Page) { p.Restore(nil) },
+		"restored":    func(p *Page) { p.Restore(old) },
+		"failed":      func(p *Page) { p.apply(nil, errors.New("broken")) },
+		"unchanged":   func(p *Page) { p.apply(nil, nil) },
+		"fetched":     func(p *Page) { p.apply(testCopy("<p>New."), nil) },
+	}
+	for then, want := range map[string]string{
+		"none stored":                 "fetching; message; ",
+		"restored":                    "stale old; message; <p>Old. ",
+		"failed":                      "failed broken; message; ",
+		"failed, restored":            "stale old broken; message; <p>Old. ",
+		"restored, unchanged":         "ok now; message; <p>Old. ",
+		"fetched":                     "ok now; no message; <p>New.",
+		"restored, fetched":           "ok now; no message; <p>New.",
+		"fetched, restored":           "ok now; no message; <p>New.",
+		"restored, unchanged, failed": "stale now broken; message; <p>Old. ",
+		"failed, fetched":             "ok now; no message; <p>New.",
 	} {
 		p := New(source)
-		for _, then := range test.then {
-			then(p)
+		if got := p.Status(); got != (Status{Source: "https://page.example/page", State: "fetching", ShowsMessage: true}) {
+			t.Errorf("a new page is %+v", got)
 		}
-		got := p.Status()
-		if late := got.FetchedAt.Sub(test.want.FetchedAt); late >= 0 && late < time.Minute {
-			got.FetchedAt = test.want.FetchedAt
+		for step := range strings.SplitSeq(then, ", ") {
+			steps[step](p)
 		}
-		if test.want.Source = "https://page.example/page"; got != test.want {
-			t.Errorf("%s: got %+v, want %+v", name, got, test.want)
+		status, shown := p.Status(), ""
+		if c := p.Copy(); c != nil {
+			shown = string(NewView(p).HTML(t.Context(), Content{}, nil).HTML)
 		}
-		if c := p.Copy(); (c == nil) != (test.page == "") || c != nil && string(newTestView(c).HTML(t.Context(), Content{}, nil).HTML) != test.page {
-			t.Errorf("%s: the copy is %v, want %q", name, c, test.page)
+		when := map[bool]string{true: " now", false: ""}[time.Since(status.FetchedAt) < time.Minute]
+		if status.FetchedAt.Equal(threeUTC) {
+			when = " old"
+		}
+		message := map[bool]string{true: "message", false: "no message"}[status.ShowsMessage]
+		got := strings.TrimSuffix(status.State+when+" "+status.Error, " ") + "; " + message + "; " + shown
+		if got != want {
+			t.Errorf("%s: got %s\nwant %s", then, got, want)
 		}
 	}
 }
@@ -144,21 +155,21 @@ func TestStoredCopy(t *testing.T) {
 	if later.ETag = "v2"; c.SameAs(&later) {
 		t.Error("a copy is the same with another ETag")
 	}
-	for name, test := range map[string]struct{ raw, want string }{
-		"nothing":       {"", "unexpected end of JSON"},
-		"no JSON":       {"<p>Mine.", "invalid character"},
-		"cut off":       {stored("<p>Mine.", "utf-8")[:30], "unexpected end of JSON"},
-		"null":          {"null", "it is empty"},
-		"no page":       {"{}", "it is empty"},
-		"another type":  {`{"html": 5, "charset": "utf-8"}`, "cannot unmarshal"},
-		"blank":         {stored(" \n", "utf-8"), "it is empty"},
-		"no charset":    {stored("<p>Mine.", ""), "its charset is"},
-		"two lines":     {stored("<p>Mine.", "utf-8\r\nX-Evil: y"), "its charset is"},
-		"invalid UTF-8": {stored("<p>\xfc", "utf-8"), "it is not valid UTF-8"},
-		"too large":     {stored(strings.Repeat("x", maxSize+1), "utf-8"), tooLarge},
+	for raw, want := range map[string]string{
+		"":                                     "unexpected end of JSON",
+		"<p>Mine.":                             "invalid character",
+		stored("<p>Mine.", "utf-8")[:30]:       "unexpected end of JSON",
+		"null":                                 "it is empty",
+		"{}":                                   "it is empty",
+		`{"html": 5, "charset": "utf-8"}`:      "cannot unmarshal",
+		stored(" \n", "utf-8"):                 "it is empty",
+		stored("<p>Mine.", ""):                 "its charset is",
+		stored("<p>Mine.", "utf-8\r\nX-Evil:"): "its charset is",
+		stored("<p>\xfc", "utf-8"):             "it is not valid UTF-8",
+		stored(strings.Repeat("x", maxSize+1), "utf-8"): tooLarge,
 	} {
-		if c, err := ParseCopy([]byte(test.raw)); c != nil || err == nil || !strings.Contains(err.Error(), test.want) {
-			t.Errorf("%s: got %v (%v), want %q", name, c, err, test.want)
+		if c, err := ParseCopy([]byte(raw)); c != nil || err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%.100s: got %v (%v), want %q", raw, c, err, want)
 		}
 	}
 }
@@ -172,18 +183,16 @@ func TestFileIsReadAgain(t *testing.T) {
 	}
 	p, f := New(source), NewFetcher()
 	p.Restore(c)
+	const named = "New. Its name says that it is HTML."
 	for _, test := range []struct{ content, state, shown, want string }{
-		{"New. Its name says that it is HTML.", "ok", "New. Its name says that it is HTML.", ""},
-		{"", "stale", "New. Its name says that it is HTML.", dir + "/page.html: it is empty"},
-		{"\xff\xfe", "stale", "New. Its name says that it is HTML.", dir + "/page.html: it is not valid UTF-8"},
+		{named, "ok", named, ""},
+		{"", "stale", named, dir + "/page.html: it is empty"},
 		{"<p>Newer.", "ok", "<p>Newer.", ""},
 	} {
 		writeFile(t, "page.html", test.content)
 		p.RefreshNow()
-		if _, ok := p.Next(t.Context(), f); !ok {
-			t.Fatal("the page is not read")
-		}
-		if got := p.Status(); got.State != test.state || !strings.HasPrefix(got.Error, test.want) || string(p.Copy().HTML) != test.shown {
+		_, ok := p.Next(t.Context(), f)
+		if got := p.Status(); !ok || got.State != test.state || got.Error != test.want || string(p.Copy().HTML) != test.shown {
 			t.Errorf("%q: got %+v and %q", test.content, got, p.Copy().HTML)
 		}
 	}

@@ -11,23 +11,21 @@ import (
 const (
 	// What was given, and what is wrong with it, may be a password.
 	unparsable = "the URL given cannot be parsed; in a password or query, percent-encode what is not a letter, digit, or one of - . _ ~"
-
-	badScheme = `"ftp://x/y" given, accepted are https, http, and for a file its path without a scheme`
-	noHost    = "the URL given names no host"
-	missing   = " cannot be read: no such file or directory"
+	missing    = " cannot be read: no such file or directory"
 )
 
 // The URL of a page is shown without its userinfo and its query, whatever is in them.
 func TestURLIsShownWithoutSecrets(t *testing.T) {
 	const shown = "http://127.0.0.1:1/page"
 	for text, want := range map[string]string{
-		"http://bob:hunter2@127.0.0.1:1/page?token=hunter3":    shown,
-		"http://bob@127.0.0.1:1/page#hunter3":                  shown,
-		"http://bob:hunter2@hunter@127.0.0.1:1/page":           shown,
-		"http://bob:%68unter2%2F@127.0.0.1:1/page":             shown,
-		"http://127.0.0.1:1/page?q=//x@y&token=hunter3":        shown,
-		"http://127.0.0.1:1/page?q=a b&token=hunter3":          shown,
-		`http://127.0.0.1:1/page?q="a"&token=hunter3`:          shown,
+		"http://bob:hunter2@127.0.0.1:1/page?token=hunter3": shown,
+		"http://bob@127.0.0.1:1/page#hunter3":               shown,
+		"http://bob:hunter2@hunter@127.0.0.1:1/page":        shown,
+		"http://bob:%68unter2%2F@127.0.0.1:1/page":          shown,
+		"http://127.0.0.1:1/page?q=//x@y&token=hunter3":     shown,
+		"http://127.0.0.1:1/page?q=a b&token=hunter3":       shown,
+		`http://127.0.0.1:1/page?q="a"&token=hunter3`:       shown,
+		"//page.example": "https://page.example",
 		"//bob:hunter2@status.example/page?token=hunter3":      "https://status.example/page",
 		"HTTPS://bob:hunter2@Status.Example/page?token=hunter": "https://Status.Example/page",
 	} {
@@ -66,42 +64,36 @@ func TestWrongSourceIsRefused(t *testing.T) {
 	} {
 		writeFile(t, name, content)
 	}
-	for text, want := range map[string]string{
-		"ftp://x/y":                                     badScheme,
-		"ftp://bob:hunter2@x/y?t=hunter3":               badScheme,
-		"file:///x":                                     `"file:///x" given, accepted are https`,
-		"://x/y":                                        unparsable,
-		"https://":                                      noHost,
-		"https:///page.html":                            noHost,
-		"https://bob:hunter2@/page.html":                noHost,
-		"//":                                            noHost,
-		"https://x:port/y":                              unparsable,
-		"https://bob:hunter2@x:port/y?t=hunter3":        unparsable,
-		"https://bob:hunter2%zz@x/y":                    unparsable,
-		"https://bob:hunter2@x y/?t=hunter3":            unparsable,
-		"https://bob:hunter 2@x/y":                      unparsable,
-		"https://bob:hunter2/x@status.example/y":        unparsable,
-		"https://bob:hunter2?x@status.example/y":        unparsable,
-		"https://bob:hunter2#x@status.example/y":        unparsable,
-		`https://bob:hunter2"x@status.example/y`:        unparsable,
-		".":                                             dir + " is not a regular file",
-		"missing.html":                                  filepath.Join(dir, "missing.html") + missing,
-		"sub/missing.html":                              filepath.Join(dir, "sub/missing.html") + missing,
-		"../missing.html":                               filepath.Join(filepath.Dir(dir), "missing.html") + missing,
-		"file/x.html":                                   filepath.Join(dir, "file/x.html") + " cannot be read: not a directory",
-		"status.example/x.html":                         missing + "; did you mean https://status.example/x.html?",
-		"status.example":                                missing + "; did you mean https://status.example?",
-		"localhost:8080/x":                              missing + "; did you mean https://localhost:8080/x?",
-		"https:/status.example/x":                       missing + "; did you mean https://status.example/x?",
-		"bob:hunter2@status.example/y?t=hunter3":        "did you mean https://status.example/y?",
+	refused := map[string]string{
+		"ftp://bob:hunter2@x/y?t=hunter3":        `"ftp://x/y" given, accepted are https, http, and for a file its path without a scheme`,
+		"file:///x":                              `"file:///x" given, accepted are https`,
+		".":                                      dir + " is not a regular file",
+		"sub/missing.html":                       filepath.Join(dir, "sub/missing.html") + missing,
+		"../missing.html":                        filepath.Join(filepath.Dir(dir), "missing.html") + missing,
+		"file/x.html":                            filepath.Join(dir, "file/x.html") + " cannot be read: not a directory",
+		"status.example/x.html":                  missing + "; did you mean https://status.example/x.html?",
+		"status.example":                         missing + "; did you mean https://status.example?",
+		"localhost:8080/x":                       missing + "; did you mean https://localhost:8080/x?",
+		"bob:hunter2@status.example/y?t=hunter3": "did you mean https://status.example/y?",
 		"https:/bob:hunter2@status.example/y?t=hunter3": "did you mean https://status.example/y?",
 		"https:bob:hunter2@status.example/y?t=hunter3":  "did you mean https://status.example/y?",
-		"notes.txt":                                     filepath.Join(dir, "notes.txt") + ": it is not called .html, and does not begin like HTML",
-		"empty.html":                                    ": it is empty",
-		"bom.html":                                      ": it is empty",
-		"latin1.html":                                   ": it is not valid UTF-8; save it as UTF-8",
-		"large.html":                                    ": it is larger than 1048576 bytes",
+		"notes.txt":   filepath.Join(dir, "notes.txt") + ": it is not called .html, and does not begin like HTML",
+		"empty.html":  ": it is empty",
+		"bom.html":    ": it is empty",
+		"latin1.html": ": it is not valid UTF-8; save it as UTF-8",
+		"large.html":  ": it is larger than 1048576 bytes",
+	}
+	for _, text := range []string{"https://", "https:///page.html", "https://bob:hunter2@/page.html", "//"} {
+		refused[text] = "the URL given names no host"
+	}
+	for _, text := range []string{
+		"://x/y", "https://x:port/y", "https://bob:hunter2@x:port/y?t=hunter3", "https://bob:hunter2%zz@x/y",
+		"https://bob:hunter2@x y/?t=hunter3", "https://bob:hunter 2@x/y", "https://bob:hunter2/x@status.example/y",
+		"https://bob:hunter2?x@status.example/y", "https://bob:hunter2#x@status.example/y", `https://bob:hunter2"x@status.example/y`,
 	} {
+		refused[text] = unparsable
+	}
+	for text, want := range refused {
 		_, _, err := Check(text)
 		if err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s\ngot  %v\nwant %s", text, err, want)
@@ -114,16 +106,20 @@ func TestWrongSourceIsRefused(t *testing.T) {
 }
 
 func TestInsecureSources(t *testing.T) {
-	for location, want := range map[string]bool{
-		"https://192.0.2.1/page": false, "http://localhost:1/page": false, "http://LOCALHOST./page": false,
-		"http://shop.localhost/page": false, "http://127.0.0.1/page": false, "http://127.0.0.2:1/page": false,
-		"http://[::1]:1/page": false, "page.html": false,
-		"http://192.0.2.1/page": true, "http://192.0.2.1:8080/page": true, "http://[2001:db8::1]/page": true,
-		"http://0.0.0.0/page": true, "http://status.invalid/page": true, "http://localhost.invalid/page": true,
+	for want, locations := range map[bool][]string{
+		false: {
+			"https://192.0.2.1/page", "http://localhost:1/page", "http://LOCALHOST./page", "http://shop.localhost/page",
+			"http://127.0.0.1/page", "http://127.0.0.2:1/page", "http://[::1]:1/page", "page.html",
+		},
+		true: {
+			"http://192.0.2.1/page", "http://192.0.2.1:8080/page", "http://[2001:db8::1]/page", "http://0.0.0.0/page",
+			"http://status.invalid/page", "http://localhost.invalid/page",
+		},
 	} {
-		source, err := ParseSource(location)
-		if got := source.Insecure(); err != nil || got != want {
-			t.Errorf("%s: got %t (%v), want %t", location, got, err, want)
+		for _, location := range locations {
+			if source, err := ParseSource(location); err != nil || source.Insecure() != want {
+				t.Errorf("%s: got %t (%v), want %t", location, source.Insecure(), err, want)
+			}
 		}
 	}
 }
