@@ -21,69 +21,62 @@ func TestOptionsOfABody(t *testing.T) {
 		`{"retry_after": "1h", "hold": "30s", "terminate_after": "1m30s"}`: `{"message":"Old.","retry_after":"1h","hold":"30s","terminate_after":"1m30s"}`,
 		`{"retry_after": null, "until": "2026-01-31T05:00:00+02:00"}`:      `{"message":"Old.","until":"2026-01-31T03:00:00Z"}`,
 		`{"message": "Zurück um drei: <b>&"}`:                              `{"message":"Zurück um drei: \u003cb\u003e\u0026","retry_after":"5m"}`,
-
-		``:                        `the body is not one JSON object, such as {"message": "Back at three."}`,
-		`null`:                    `the body is not one JSON object, such as {"message": "Back at three."}`,
-		`[]`:                      `the body is not one JSON object, such as {"message": "Back at three."}`,
-		`{}{}`:                    `the body is not one JSON object, such as {"message": "Back at three."}`,
-		"{\"message\": \"\xff\"}": `the body is not valid UTF-8`,
-		`{"reason": "x"}`:         `unknown option reason; the options are message, retry_after, until, hold, terminate_after, bypass_secret`,
-		`{"Message": "x"}`:        `unknown option Message; the options are message, retry_after, until, hold, terminate_after, bypass_secret`,
-
-		`on`:                        `the body is not one JSON object, such as {"message": "Back at three."}`,
-		` `:                         `the body is not one JSON object, such as {"message": "Back at three."}`,
-		`{`:                         `the body is not one JSON object, such as {"message": "Back at three."}`,
-		`{}}`:                       `the body is not one JSON object, such as {"message": "Back at three."}`,
-		`{"message" "x"}`:           `the body is not one JSON object, such as {"message": "Back at three."}`,
-		`{"message": null, "x": 1}`: `unknown option x; the options are message, retry_after, until, hold, terminate_after, bypass_secret`,
-
-		`{"message": 5}`:                                   `message: 5 given, a string is accepted`,
-		`{"message": "one\ntwo"}`:                          `message: a control character (U+000A) given, one line of plain text is accepted`,
-		`{"message": "pay \u202elater"}`:                   `message: a control character (U+202E) given, one line of plain text is accepted`,
-		`{"message": "pay \u2069later"}`:                   `message: a control character (U+2069) given, one line of plain text is accepted`,
-		`{"message": "` + strings.Repeat("ä", 1001) + `"}`: `message: 1001 characters given, at most 1000 are accepted`,
-
-		`{"retry_after": "soon"}`:                               `retry_after: "soon" given, a duration of at least 1s is accepted, such as "90s", "1.5h" or "1d"`,
-		`{"retry_after": "0.5s"}`:                               `retry_after: "0.5s" given, a duration of at least 1s is accepted, such as "90s", "1.5h" or "1d"`,
-		`{"retry_after": 60}`:                                   `retry_after: 60 given, a string is accepted, such as "60s"`,
-		`{"retry_after": 0}`:                                    `retry_after: 0 given, a string is accepted`,
-		`{"retry_after": -5}`:                                   `retry_after: -5 given, a string is accepted`,
-		`{"retry_after": "300"}`:                                `retry_after: "300" given, a duration of at least 1s is accepted, such as "90s", "1.5h" or "1d"`,
-		`{"retry_after": ""}`:                                   `retry_after: "" given, a duration of at least 1s is accepted, such as "90s", "1.5h" or "1d"`,
-		`{"hold": "a while"}`:                                   `hold: "a while" given, a duration above zero of at most 5m0s is accepted, such as "30s"`,
-		`{"hold": "-30s"}`:                                      `hold: "-30s" given, a duration above zero of at most 5m0s is accepted, such as "30s"`,
-		`{"hold": true}`:                                        `hold: true given, a string is accepted`,
-		`{"hold": "0s"}`:                                        `hold: "0s" given, a duration above zero of at most 5m0s is accepted, such as "30s"`,
-		`{"hold": "301s"}`:                                      `hold: "301s" given, a duration above zero of at most 5m0s is accepted, such as "30s"`,
-		`{"hold": 30}`:                                          `hold: 30 given, a string is accepted, such as "30s"`,
-		`{"hold": 301}`:                                         `hold: 301 given, a string is accepted`,
-		`{"terminate_after": "-1s"}`:                            `terminate_after: "-1s" given, a duration above zero is accepted, such as "30s"`,
-		`{"terminate_after": "30"}`:                             `terminate_after: "30" given, a duration above zero is accepted, such as "30s"`,
-		`{"terminate_after": 1.5}`:                              `terminate_after: 1.5 given, a string is accepted, such as "1.5s"`,
-		`{"terminate_after": ["30s"]}`:                          `terminate_after: ["30s"] given, a string is accepted`,
-		`{"until": "later"}`:                                    `until: "later" given, a time as in RFC 3339 is accepted, such as 2026-01-31T03:00:00Z`,
-		`{"until": "2026-01-31T02:00:00Z"}`:                     `until: 2026-01-31T02:00:00Z given, a time in the future is accepted; it is 2026-01-31T02:00:00Z now`,
-		`{"until": "9999-12-31T23:59:59-01:00"}`:                `until: 9999-12-31T23:59:59-01:00 given, a time before the year 10000 is accepted`,
-		`{"until": "15:00"}`:                                    `until: "15:00" given, a time as in RFC 3339 is accepted, such as 2026-01-31T03:00:00Z`,
-		`{"until": 1800000000}`:                                 `until: 1800000000 given, a string is accepted`,
-		`{"bypass_secret": "Fifteen-letters"}`:                  `bypass_secret: what is given does not fit, 16 to 128 of A-Z a-z 0-9 - _ are accepted`,
-		`{"bypass_secret": "Sixteen letters."}`:                 `bypass_secret: what is given does not fit, 16 to 128 of A-Z a-z 0-9 - _ are accepted`,
-		`{"bypass_secret": "Sixteen_letters-\n"}`:               `bypass_secret: what is given does not fit, 16 to 128 of A-Z a-z 0-9 - _ are accepted`,
-		`{"bypass_secret": "Sixteen-lettersé"}`:                 `bypass_secret: what is given does not fit, 16 to 128 of A-Z a-z 0-9 - _ are accepted`,
-		`{"bypass_secret": ""}`:                                 `bypass_secret: what is given does not fit, 16 to 128 of A-Z a-z 0-9 - _ are accepted`,
-		`{"bypass_secret": "` + strings.Repeat("x", 129) + `"}`: `bypass_secret: what is given does not fit, 16 to 128 of A-Z a-z 0-9 - _ are accepted`,
-		`{"bypass_secret": {"id": "x"}}`:                        `bypass_secret: a string is accepted`,
-		`{"bypass_secret": "too short"}`:                        `bypass_secret: what is given does not fit, 16 to 128 of A-Z a-z 0-9 - _ are accepted`,
-		`{"bypass_secret": 1234567890123456}`:                   `bypass_secret: a string is accepted`,
 	} {
 		g, err := parser.Body([]byte(body))
-		raw, _ := json.Marshal(g.Apply(Options{Message: "Old.", RetryAfter: Duration{"5m", 5 * time.Minute}}))
-		got := string(raw)
-		if err != nil {
-			got = err.Error()
+		got, _ := json.Marshal(g.Apply(Options{Message: "Old.", RetryAfter: Duration{"5m", 5 * time.Minute}}))
+		if err != nil || string(got) != want {
+			t.Errorf("%s\ngot  %s (%v)\nwant %s", body, got, err, want)
 		}
-		if got != want {
-			t.Errorf("%s\ngot  %s\nwant %s", body, got, want)
+	}
+}
+
+func TestWrongBodyIsRefused(t *testing.T) {
+	const (
+		unknown = "unknown option %s; the options are message, retry_after, until, hold, terminate_after, bypass_secret"
+		control = "message: a control character (%s) given, one line of plain text is accepted"
+	)
+	refused := map[string]string{
+		"{\"message\": \"\xff\"}":   `the body is not valid UTF-8`,
+		`{"Message": "x"}`:          fmt.Sprintf(unknown, "Message"),
+		`{"message": null, "x": 1}`: fmt.Sprintf(unknown, "x"),
+
+		`{"message": "one\ntwo"}`:                          fmt.Sprintf(control, "U+000A"),
+		`{"message": "pay \u202elater"}`:                   fmt.Sprintf(control, "U+202E"),
+		`{"message": "pay \u2069later"}`:                   fmt.Sprintf(control, "U+2069"),
+		`{"message": "` + strings.Repeat("ä", 1001) + `"}`: `message: 1001 characters given, at most 1000 are accepted`,
+
+		`{"until": "9999-12-31T23:59:59-01:00"}`: `until: 9999-12-31T23:59:59-01:00 given, a time before the year 10000 is accepted`,
+		`{"until": "2026-01-31T02:00:00Z"}`:      `until: 2026-01-31T02:00:00Z given, a time in the future is accepted; it is 2026-01-31T02:00:00Z now`,
+	}
+	for _, body := range []string{"", " ", "null", "[]", "{}{}", "on", "{", "{}}", `{"message" "x"}`} {
+		refused[body] = `the body is not one JSON object, such as {"message": "Back at three."}`
+	}
+	for _, test := range []struct{ option, want, values string }{
+		{"message", "VALUE given, a string is accepted", `5 {} ["x"]`},
+		{"retry_after", `VALUE given, a duration of at least 1s is accepted, such as "90s", "1.5h" or "1d"`, `"soon" "0.5s" "300" ""`},
+		{"retry_after", `VALUE given, a string is accepted, such as "VALUEs"`, `60`},
+		{"retry_after", `VALUE given, a string is accepted`, `0 -5`},
+		{"hold", `VALUE given, a duration above zero of at most 5m0s is accepted, such as "30s"`, `"long" "-30s" "0s" "301s"`},
+		{"hold", `VALUE given, a string is accepted, such as "VALUEs"`, `30`},
+		{"hold", `VALUE given, a string is accepted`, `true 301`},
+		{"terminate_after", `VALUE given, a duration above zero is accepted, such as "30s"`, `"-1s" "30"`},
+		{"terminate_after", `VALUE given, a string is accepted, such as "VALUEs"`, `1.5`},
+		{"terminate_after", `VALUE given, a string is accepted`, `["30s"]`},
+		{"until", `VALUE given, a time as in RFC 3339 is accepted, such as 2026-01-31T03:00:00Z`, `"later" "15:00"`},
+		{"until", `VALUE given, a string is accepted`, `1800000000`},
+		{
+			"bypass_secret", `what is given does not fit, 16 to 128 of A-Z a-z 0-9 - _ are accepted`,
+			`"Fifteen-letters" "Sixteen.letters." "Sixteen_letters-\n" "Sixteen-lettersé" "" "` + strings.Repeat("x", 129) + `"`,
+		},
+		{"bypass_secret", `a string is accepted`, `{"id":"x"} 1234567890123456`},
+	} {
+		for value := range strings.FieldsSeq(test.values) {
+			refused[`{"`+test.option+`": `+value+`}`] = test.option + ": " + strings.ReplaceAll(test.want, "VALUE", value)
+		}
+	}
+	for body, want := range refused {
+		if _, err := parser.Body([]byte(body)); err == nil || err.Error() != want {
+			t.Errorf("%s\ngot  %v\nwant %s", body, err, want)
 		}
 	}
 }

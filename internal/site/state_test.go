@@ -51,89 +51,60 @@ func apply(s *Site, read Read, at time.Time) (changes []Change) {
 func TestEveryStateMeetsEverySwitch(t *testing.T) {
 	old := Options{Message: "Old."}
 	reads := map[string]Read{
-		"never":   {},
-		"off":     stored(t, 1, false, past, old),
-		"on":      stored(t, 1, true, past, old),
-		"ended":   stored(t, 1, true, past, Options{Message: "Old.", Until: ended}),
-		"unknown": {Err: errors.New("disk full")},
-		"invalid": {Err: ErrInvalid},
+		"never":        {},
+		"initially on": {},
+		"off":          stored(t, 1, false, past, old),
+		"on":           stored(t, 1, true, past, old),
+		"ended":        stored(t, 1, true, past, Options{Message: "Old.", Until: ended}),
+		"unknown":      {Err: errors.New("disk full")},
+		"invalid":      {Err: ErrInvalid},
 	}
-	const message, none = `{"message": "New."}`, `{}`
-	var never time.Time
-	for _, test := range []struct {
-		state   string
-		initial bool
-		method  string
-		want    string // word, or the word in an error; a dash if nothing is stored
-		since   time.Time
-		message string
-	}{
-		{"never", false, "PUT", "on", now, "New."},
-		{"never", false, "PATCH", "error off", never, ""},
-		{"never", false, "DELETE", "off", now, ""},
-		{"never", true, "PUT", "on", now, "New."},
-		{"never", true, "PATCH", "on", now, "New."},
-		{"never", true, "DELETE", "off", now, ""},
-
-		{"off", false, "PUT", "on", now, "New."},
-		{"off", false, "PATCH", "error off", never, ""},
-		{"off", false, "DELETE", "-", never, ""},
-
-		{"on", false, "PUT", "on", past, "New."},
-		{"on", false, "PUT none", "on", past, ""},
-		{"on", false, "PATCH", "on", past, "New."},
-		{"on", false, "PATCH none", "on", past, "Old."},
-		{"on", false, "DELETE", "off", now, ""},
-
-		{"ended", false, "PUT", "on", now, "New."},
-		{"ended", false, "PATCH", "error off", never, ""},
-		{"ended", false, "DELETE", "off", ended, ""},
-
-		{"unknown", false, "PUT", "on", now, "New."},
-		{"unknown", false, "PATCH", "error unknown", never, ""},
-		{"unknown", false, "DELETE", "off", now, ""},
-
-		{"invalid", false, "PUT", "on", now, "New."},
-		{"invalid", false, "PATCH", "error unknown", never, ""},
-		{"invalid", false, "DELETE", "off", now, ""},
+	message, none := given(t, `{"message": "New."}`), given(t, `{}`)
+	switches := []Mutation{On{message}, On{none}, Patch{message}, Patch{none}, Off{}}
+	times := map[time.Time]string{now: "now", past: "past", ended: "ended", {}: "never"}
+	for state, want := range map[string][5]string{
+		"never":        {"on now New.", "on now ", "not on: off", "not on: off", "off now "},
+		"initially on": {"on now New.", "on now ", "on now New.", "on now ", "off now "},
+		"off":          {"on now New.", "on now ", "not on: off", "not on: off", "nothing"},
+		"on":           {"on past New.", "on past ", "on past New.", "on past Old.", "off now "},
+		"ended":        {"on now New.", "on now ", "not on: off", "not on: off", "off ended "},
+		"unknown":      {"on now New.", "on now ", "not on: unknown", "not on: unknown", "off now "},
+		"invalid":      {"on now New.", "on now ", "not on: unknown", "not on: unknown", "off now "},
 	} {
-		t.Run(fmt.Sprint(test.state, " ", test.initial, " ", test.method), func(t *testing.T) {
+		for i, m := range switches {
 			s := New("shop", now)
-			apply(s, reads[test.state], now)
-			m := map[string]Mutation{
-				"PUT": On{given(t, message)}, "PUT none": On{given(t, none)},
-				"PATCH": Patch{given(t, message)}, "PATCH none": Patch{given(t, none)}, "DELETE": Off{},
-			}[test.method]
-			r, err := Configured{s, test.initial}.Mutate(m, now)
+			apply(s, reads[state], now)
+			c := Configured{s, state == "initially on"}
+			r, err := c.Mutate(m, now)
+			got := []string{"nothing"}
 			if refused := new(NotOnError); errors.As(err, &refused) {
-				if got := "error " + refused.State; got != test.want {
-					t.Errorf("got %s, want %s", got, test.want)
-				}
-				return
-			}
-			if r == nil || err != nil {
-				if test.want != "-" {
-					t.Errorf("got no record and %v, want %s", err, test.want)
-				}
-				return
-			}
-			if before := s.Current().Version(); r.Version <= before {
-				t.Errorf("version %d does not replace %d", r.Version, before)
-			}
-			apply(s, Read{Record: r}, now)
-			again, err := ParseRecord(r.Raw(), time.ParseDuration)
-			if err != nil {
+				got[0] = "not on: " + refused.State
+			} else if err != nil {
 				t.Fatal(err)
 			}
-			restarted := New("shop", now)
-			apply(restarted, Read{Record: again}, now)
-			for _, s := range []*Site{s, restarted} {
-				v := View{s.currentAt(now), test.initial}
-				if v.Word() != test.want || !v.Since().Equal(test.since) || v.Options().Message != test.message {
-					t.Errorf("got %s since %s, %q", v.Word(), v.Since(), v.Options().Message)
+			if r != nil {
+				if before := s.Current().Version(); r.Version <= before {
+					t.Errorf("version %d does not replace %d", r.Version, before)
+				}
+				again, err := ParseRecord(r.Raw(), time.ParseDuration)
+				if err != nil {
+					t.Fatal(err)
+				}
+				restarted := New("shop", now)
+				apply(s, Read{Record: r}, now)
+				apply(restarted, Read{Record: again}, now)
+				got = nil
+				for _, s := range []*Site{s, restarted} {
+					v := View{s.currentAt(now), c.InitiallyOn}
+					got = append(got, fmt.Sprint(v.Word(), " ", times[v.Since()], " ", v.Options().Message))
 				}
 			}
-		})
+			for _, got := range got {
+				if got != want[i] {
+					t.Errorf("%s, %T %+v: got %s, want %s", state, m, m, got, want[i])
+				}
+			}
+		}
 	}
 }
 
@@ -144,36 +115,35 @@ func TestNextState(t *testing.T) {
 	tentative := Read{Err: errors.New("the config has ended"), Tentative: true}
 	invalid := Read{Err: fmt.Errorf("%w: …", ErrInvalid)}
 	missing := Read{}
-	for _, test := range []struct {
-		name          string
+	for name, test := range map[string]struct {
 		first, second Read
 		want          Kind
 		word          string
 		changes       int // by the second
 	}{
-		{"read", Read{Tentative: true}, on, Stored, "on", 1},
-		{"newer", off, on, Stored, "on", 1},
-		{"older", on, off, Stored, "on", 0},
-		{"the same", on, on, Stored, "on", 0},
-		{"lost", on, missing, Stored, "on", 0},
-		{"spoilt", on, invalid, Stored, "on", 0},
-		{"unreadable later", on, unreadable, Stored, "on", 0},
-		{"unreadable", missing, unreadable, Unset, "off", 0},
-		{"unreadable at first", unreadable, unreadable, Unknown, "unknown", 0},
-		{"readable again", unreadable, on, Stored, "on", 1},
-		{"found to be missing", unreadable, missing, Unset, "off", 1},
-		{"removed when invalid", invalid, missing, Invalid, "unknown", 0},
-		{"mended", invalid, off, Stored, "off", 1},
-		{"spoilt before it was read", unreadable, invalid, Invalid, "unknown", 1},
-		{"tentative", tentative, missing, Unset, "off", 1},
-		{"still loading", tentative, tentative, Loading, "unknown", 0},
+		"read":                      {Read{Tentative: true}, on, Stored, "on", 1},
+		"newer":                     {off, on, Stored, "on", 1},
+		"older":                     {on, off, Stored, "on", 0},
+		"the same":                  {on, on, Stored, "on", 0},
+		"lost":                      {on, missing, Stored, "on", 0},
+		"spoilt":                    {on, invalid, Stored, "on", 0},
+		"unreadable later":          {on, unreadable, Stored, "on", 0},
+		"unreadable":                {missing, unreadable, Unset, "off", 0},
+		"unreadable at first":       {unreadable, unreadable, Unknown, "unknown", 0},
+		"readable again":            {unreadable, on, Stored, "on", 1},
+		"found to be missing":       {unreadable, missing, Unset, "off", 1},
+		"removed when invalid":      {invalid, missing, Invalid, "unknown", 0},
+		"mended":                    {invalid, off, Stored, "off", 1},
+		"spoilt before it was read": {unreadable, invalid, Invalid, "unknown", 1},
+		"tentative":                 {tentative, missing, Unset, "off", 1},
+		"still loading":             {tentative, tentative, Loading, "unknown", 0},
 	} {
 		s := New("shop", now)
 		apply(s, test.first, now)
-		changes := apply(s, test.second, now)
+		changes := len(apply(s, test.second, now))
 		v := View{State: s.currentAt(now)}
-		if v.Kind() != test.want || v.Word() != test.word || len(changes) != test.changes {
-			t.Errorf("%s: got kind %d, %s, %d changes, want %d, %s, %d", test.name, v.Kind(), v.Word(), len(changes), test.want, test.word, test.changes)
+		if v.Kind() != test.want || v.Word() != test.word || changes != test.changes {
+			t.Errorf("%s: got kind %d, %s, %d changes, want %+v", name, v.Kind(), v.Word(), changes, test)
 		}
 	}
 }
@@ -212,10 +182,11 @@ func TestReadyWaitsForTheRecord(t *testing.T) {
 	})
 }
 
-// The end of a maintenance latches, is told once, and before what comes after it.
+// The end of a maintenance latches, is told once, and before what comes after it. One that
+// had ended before it was read is not told of: whoever was there then has been told.
 func TestMaintenanceExpires(t *testing.T) {
 	on := stored(t, 1, true, past, Options{Message: "Old.", Until: soon})
-	s := New("shop", now)
+	s, restarted := New("shop", now), New("shop", now)
 	apply(s, on, now)
 	if got := slices.Collect(s.Expire(soon.Add(-1))); len(got) > 0 {
 		t.Errorf("it has ended before its time: %v", got)
@@ -224,11 +195,14 @@ func TestMaintenanceExpires(t *testing.T) {
 	if len(got) != 1 || got[0].Cause.Source != SourceUntil || got[0].Before.Options().Message != "Old." || !got[0].After.Expired() {
 		t.Fatalf("got %v, want the end", got)
 	}
-	if again := slices.Collect(s.Expire(soon)); len(again) > 0 {
-		t.Errorf("it has ended twice: %v", again)
-	}
-	if v := (View{State: s.currentAt(now)}); v.Word() != "off" || !v.Since().Equal(soon) {
-		t.Errorf("when the clock is set back it is %s since %s", v.Word(), v.Since())
+	apply(restarted, on, soon)
+	for _, s := range []*Site{s, restarted} {
+		if again := slices.Collect(s.Expire(soon)); len(again) > 0 {
+			t.Errorf("its end is told again: %v", again)
+		}
+		if v := (View{State: s.currentAt(now)}); v.Word() != "off" || !v.Since().Equal(soon) {
+			t.Errorf("when the clock is set back it is %s since %s", v.Word(), v.Since())
+		}
 	}
 
 	s = New("shop", now)
@@ -239,45 +213,32 @@ func TestMaintenanceExpires(t *testing.T) {
 	}
 }
 
-// One that had ended before it was read is not told of: whoever was there then has.
-func TestEndOfLongAgoIsNotTold(t *testing.T) {
-	s := New("shop", now)
-	apply(s, stored(t, 1, true, past, Options{Until: ended}), now)
-	if got := slices.Collect(s.Expire(now)); len(got) > 0 {
-		t.Errorf("got %v", got)
-	}
-	if v := (View{State: s.currentAt(now)}); v.Word() != "off" || !v.Since().Equal(ended) {
-		t.Errorf("it is %s since %s", v.Word(), v.Since())
-	}
-}
-
 // Time to terminate counts from when this instance began to block.
 func TestTerminateAt(t *testing.T) {
 	minute := Options{TerminateAfter: Duration{Text: "1m"}}
 	s := New("shop", now)
+	later := Options{TerminateAfter: Duration{Text: "2m"}}
+	other := Options{Message: "x", TerminateAfter: Duration{Text: "1m"}}
 	at := func(seconds int) time.Time { return now.Add(time.Duration(seconds) * time.Second) }
-	for _, step := range []struct {
-		name    string
-		read    Read
-		seconds int
-		want    int // seconds; 0 for never
+	for i, step := range []struct {
+		name          string
+		enabled       bool
+		options       Options
+		seconds, want int // 0 for never
 	}{
-		{"off", stored(t, 1, false, past, Options{}), 0, 0},
-		{"on, long ago by another's clock", stored(t, 2, true, past, minute), 10, 70},
-		{"other options", stored(t, 3, true, past, Options{Message: "x", TerminateAfter: Duration{Text: "1m"}}), 20, 70},
-		{"later", stored(t, 4, true, past, Options{TerminateAfter: Duration{Text: "2m"}}), 30, 130},
-		{"cleared", stored(t, 5, true, past, Options{}), 40, 0},
-		{"set again", stored(t, 6, true, past, minute), 50, 70},
-		{"opened", stored(t, 7, false, past, Options{}), 60, 0},
-		{"on again", stored(t, 8, true, past, minute), 65, 125},
+		{"off", false, Options{}, 0, 0},
+		{"on, long ago by another's clock", true, minute, 10, 70},
+		{"other options", true, other, 20, 70},
+		{"later", true, later, 30, 130},
+		{"cleared", true, Options{}, 40, 0},
+		{"set again", true, minute, 50, 70},
+		{"opened", false, Options{}, 60, 0},
+		{"on again", true, minute, 65, 125},
 	} {
-		apply(s, step.read, at(step.seconds))
-		want := time.Time{}
-		if step.want > 0 {
-			want = at(step.want)
-		}
-		if got := s.currentAt(at(step.seconds)).TerminateAt(); !got.Equal(want) {
-			t.Errorf("%s: got %s, want %s", step.name, got, want)
+		apply(s, stored(t, int64(i+1), step.enabled, past, step.options), at(step.seconds))
+		got := s.currentAt(at(step.seconds)).TerminateAt()
+		if got.IsZero() != (step.want == 0) || step.want > 0 && !got.Equal(at(step.want)) {
+			t.Errorf("%s: got %s, want %d s from %s", step.name, got, step.want, now)
 		}
 	}
 }
