@@ -1,9 +1,6 @@
 // Package e2e tests with a real browser what visitors see of a site in
 // maintenance. It drives the caddy command as a process and has a module of its
 // own, so that what it requires stays out of the product's requirements.
-//
-// If the environment variable E2E_SCREENSHOTS names a directory, each test
-// leaves there a picture of what its visitor saw last.
 package e2e
 
 import (

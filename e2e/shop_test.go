@@ -1,7 +1,9 @@
 package e2e
 
 import (
+	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"image"
 	"image/png"
@@ -12,6 +14,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -39,10 +42,15 @@ func startShop(t *testing.T, subdirectives, directives string) *shop {
 		url:    "http://localhost:" + freePort(t),
 		admin:  "127.0.0.1:" + freePort(t),
 	}
-	s.writeAssets()
+	write(t, filepath.Join(s.assets, "style.css"), []byte(`#message { color: rgb(0, 128, 0) }`))
+	var logo bytes.Buffer
+	if err := png.Encode(&logo, image.NewGray(image.Rect(0, 0, 64, 32))); err != nil {
+		t.Fatal(err)
+	}
+	write(t, filepath.Join(s.assets, "logo.png"), logo.Bytes())
 	s.run(s.caddyfile(freePort(t), subdirectives, directives))
 	eventually(t, "Caddy runs its config", func() bool {
-		_, err := s.status()
+		_, err := s.states()
 		return err == nil
 	})
 	return s
@@ -59,8 +67,8 @@ func startShopWithPage(t *testing.T, page, directives string) *shop {
 	t.Cleanup(host.Close)
 	s := startShop(t, "page "+host.URL+"/page.html", directives)
 	eventually(t, "the page has been fetched", func() bool {
-		status, err := s.status()
-		return err == nil && len(status.Pages) == 1 && status.Pages[0].State == "ok"
+		states, err := s.states()
+		return err == nil && slices.Equal(states, []string{"ok"})
 	})
 	return s
 }
@@ -96,23 +104,10 @@ http://:%[7]s {
 `, s.admin, filepath.Join(s.dir, "storage"), s.url, subdirectives, directives, s.assets, appPort)
 }
 
-const style = `#message { color: rgb(0, 128, 0) }`
-
-func (s *shop) writeAssets() {
-	s.t.Helper()
-	if err := os.Mkdir(s.assets, 0o700); err != nil {
-		s.t.Fatal(err)
-	}
-	if err := os.WriteFile(filepath.Join(s.assets, "style.css"), []byte(style), 0o600); err != nil {
-		s.t.Fatal(err)
-	}
-	logo, err := os.Create(filepath.Join(s.assets, "logo.png"))
-	if err != nil {
-		s.t.Fatal(err)
-	}
-	defer logo.Close()
-	if err := png.Encode(logo, image.NewGray(image.Rect(0, 0, 64, 32))); err != nil {
-		s.t.Fatal(err)
+func write(t *testing.T, path string, content []byte) {
+	t.Helper()
+	if err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o700), os.WriteFile(path, content, 0o600)); err != nil {
+		t.Fatal(err)
 	}
 }
 
@@ -120,9 +115,7 @@ func (s *shop) writeAssets() {
 func (s *shop) run(caddyfile string) {
 	s.t.Helper()
 	path := filepath.Join(s.dir, "Caddyfile")
-	if err := os.WriteFile(path, []byte(caddyfile), 0o600); err != nil {
-		s.t.Fatal(err)
-	}
+	write(s.t, path, []byte(caddyfile))
 	log, err := os.Create(filepath.Join(s.dir, "caddy.log"))
 	if err != nil {
 		s.t.Fatal(err)
@@ -178,51 +171,43 @@ func (s *shop) command(args ...string) *exec.Cmd {
 	return cmd
 }
 
-// status is the part of the admin API's answer that the tests look at.
-type status struct {
-	Pages []struct {
-		State string `json:"state"`
-	} `json:"pages"`
-}
-
-func (s *shop) status() (status, error) {
+// states are those of the site's pages.
+func (s *shop) states() (states []string, err error) {
 	client := http.Client{Timeout: patience}
 	response, err := client.Get("http://" + s.admin + "/maintenance/shop")
 	if err != nil {
-		return status{}, err
+		return nil, err
 	}
 	defer response.Body.Close()
 	if response.StatusCode != http.StatusOK {
-		return status{}, fmt.Errorf("status of shop: %s", response.Status)
+		return nil, fmt.Errorf("status of shop: %s", response.Status)
 	}
-	var answer status
+	var answer struct{ Pages []struct{ State string } }
 	err = json.NewDecoder(response.Body).Decode(&answer)
-	return answer, err
+	for _, page := range answer.Pages {
+		states = append(states, page.State)
+	}
+	return states, err
 }
 
-// Systems take the ports of outgoing connections from above this range, so that
-// a port stays free until Caddy listens on it.
-const (
-	firstPort = 20000
-	lastPort  = 32000
-)
-
-var port = firstPort + rand.IntN(lastPort-firstPort)
-
-// freePort returns a port that nothing listens on and that is given out only
-// once.
+// freePort returns a port that nothing listens on and that is given out only once. Systems
+// take the ports of outgoing connections from above this range, so that it stays free
+// until Caddy listens on it.
 func freePort(t *testing.T) string {
 	t.Helper()
-	for range lastPort - firstPort {
-		if port++; port > lastPort {
-			port = firstPort
+	for range 1000 {
+		port := strconv.Itoa(20000 + rand.IntN(12000))
+		if given[port] {
+			continue
 		}
-		listener, err := net.Listen("tcp", ":"+strconv.Itoa(port))
-		if err == nil {
+		if listener, err := net.Listen("tcp", ":"+port); err == nil {
 			listener.Close()
-			return strconv.Itoa(port)
+			given[port] = true
+			return port
 		}
 	}
 	t.Fatal("no port is free")
 	return ""
 }
+
+var given = make(map[string]bool)

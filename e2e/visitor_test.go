@@ -3,8 +3,6 @@ package e2e
 import (
 	"context"
 	"fmt"
-	"os"
-	"path/filepath"
 	"testing"
 
 	"github.com/chromedp/cdproto/page"
@@ -85,19 +83,8 @@ func (v *visitor) run(actions ...chromedp.Action) error {
 	return chromedp.Run(ctx, actions...)
 }
 
-// report keeps a picture of what the visitor sees if one is wanted, and shows
-// the source if the test has failed.
+// report shows the source of what the visitor of a test that failed sees.
 func (v *visitor) report() {
-	if dir := os.Getenv("E2E_SCREENSHOTS"); dir != "" {
-		var picture []byte
-		err := v.run(chromedp.CaptureScreenshot(&picture))
-		if err == nil {
-			err = os.WriteFile(filepath.Join(dir, v.t.Name()+".png"), picture, 0o600)
-		}
-		if err != nil {
-			v.t.Errorf("screenshot: %s", err)
-		}
-	}
 	if v.t.Failed() {
 		var url, source string
 		err := v.run(chromedp.Location(&url), chromedp.Evaluate("document.documentElement.outerHTML", &source))
