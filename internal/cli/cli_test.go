@@ -8,20 +8,13 @@ import (
 	"net/http/httptest"
 	"regexp"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/spf13/cobra"
 )
-
-// session is a command line, what it asks the admin API, and what it ends with.
-type session struct {
-	line           string
-	script         []exchange
-	stdout, stderr string
-	code           int
-}
 
 // exchange is a request that the admin API must get, and what it answers.
 type exchange struct {
@@ -30,18 +23,16 @@ type exchange struct {
 	takes   time.Duration
 }
 
-// runSessions has each command line done, without the maintenance that it begins with.
-func runSessions(t *testing.T, sessions []session) {
+// runs has a command line done, without the maintenance that it begins with. It must make
+// these requests, and end like that.
+func runs(t *testing.T, line string, want result, script ...exchange) {
 	t.Helper()
-	for _, s := range sessions {
-		t.Run(s.line, func(t *testing.T) {
-			f := newFakeAPI(t, s.script...)
-			args := append([]string{"maintenance", "--address", f.address}, strings.Fields(s.line)...)
-			if got, want := f.run(args...), (result{s.stdout, s.stderr, s.code}); got != want {
-				t.Errorf("got\n%+v, want\n%+v", got, want)
-			}
-		})
+	f := newFakeAPI(t, script...)
+	args := append([]string{"maintenance", "--address", f.address}, strings.Fields(line)...)
+	if got := f.run(args...); got != want {
+		t.Errorf("%s got\n%+v, want\n%+v", line, got, want)
 	}
+	f.close()
 }
 
 // fakeAPI is an admin API that answers from a script, and the clock that the command
@@ -52,6 +43,7 @@ type fakeAPI struct {
 	script  []exchange
 	clock   atomic.Int64 // nanoseconds since typed
 	secrets []string     // that have been made
+	close   func()
 }
 
 // typed is when a command line is.
@@ -62,12 +54,13 @@ func newFakeAPI(t *testing.T, script ...exchange) *fakeAPI {
 	f := &fakeAPI{t: t, script: script}
 	server := httptest.NewServer(f)
 	f.address = server.Listener.Addr().String()
-	t.Cleanup(func() {
+	f.close = sync.OnceFunc(func() {
 		server.Close()
 		for _, missing := range f.script {
 			t.Errorf("not requested: %s", missing.request)
 		}
 	})
+	t.Cleanup(f.close)
 	return f
 }
 
@@ -132,6 +125,12 @@ func (f *fakeAPI) run(args ...string) result {
 	return result{f.plain(stdout.String()), f.plain(stderr.String()), code}
 }
 
+// says is how a command line ends that succeeds.
+func says(stdout string) result { return result{stdout: stdout} }
+
+// fails is how one ends that has done nothing.
+func fails(message string) result { return result{stderr: "Error: " + message + "\n", code: 1} }
+
 const (
 	shopOff  = `{"site":"shop","state":"off"}`
 	shopOn   = `{"site":"shop","state":"on","since":"2026-01-31T01:00:00Z"}`
@@ -143,6 +142,22 @@ const (
 // lists is the first request of every command.
 func lists(sites ...string) exchange {
 	return exchange{request: "GET /maintenance", answer: "[" + strings.Join(sites, ",") + "]"}
+}
+
+// What switches sites; the answer is the site in its new state unless another is given.
+
+func put(site string, answer ...string) exchange   { return switches("PUT", site, " {}", answer) }
+func patch(site string, answer ...string) exchange { return switches("PATCH", site, " {}", answer) }
+func del(site string, answer ...string) exchange   { return switches("DELETE", site, "", answer) }
+
+func switches(method, site, body string, answer []string) exchange {
+	word := "on"
+	if method == "DELETE" {
+		word = "off"
+	}
+	defaults := map[string]string{"shop on": shopOn, "shop off": shopOff, "wiki on": wikiOn, "wiki off": wikiOff}
+	answer = append(answer, defaults[site+" "+word])
+	return exchange{request: method + " /maintenance/" + site + body, answer: answer[0]}
 }
 
 // with is a site with more fields.

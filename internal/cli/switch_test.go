@@ -5,151 +5,91 @@ import (
 	"testing"
 )
 
+const (
+	enablingShop, enablingWiki   = "Enabling maintenance mode for shop... ", "Enabling maintenance mode for wiki... "
+	disablingShop, disablingWiki = "Disabling maintenance mode for shop... ", "Disabling maintenance mode for wiki... "
+	enabledShop, enabledWiki     = enablingShop + "done\n", enablingWiki + "done\n"
+
+	unknownWiki = `{"site":"wiki","state":"unknown"}`
+	busy        = `503 {"error":"busy"}`
+	diskIsFull  = "Error: storing state of site shop: disk full\n"
+)
+
 func TestSitesAreSwitchedOn(t *testing.T) {
-	put := func(site, answer string) exchange {
-		return exchange{request: "PUT /maintenance/" + site + " {}", answer: answer}
-	}
-	patch := func(site, answer string) exchange {
-		return exchange{request: "PATCH /maintenance/" + site + " {}", answer: answer}
-	}
-	const shop, wiki = "Enabling maintenance mode for shop... ", "Enabling maintenance mode for wiki... "
-	const conflict = `409 {"error":"site wiki is not in maintenance"}`
-	runSessions(t, []session{
-		{line: "on", script: []exchange{lists(shopOff), put("shop", shopOn)}, stdout: shop + "done\n"},
-		{line: "on shop", script: []exchange{lists(shopOff, wikiOff), put("shop", shopOn)}, stdout: shop + "done\n"},
-		{
-			line: "on Wiki shop wiki", script: []exchange{lists(shopOff, wikiOff), put("wiki", wikiOn), put("shop", shopOn)},
-			stdout: wiki + "done\n" + shop + "done\n",
-		},
-		{
-			line: "on --all", script: []exchange{lists(shopOff, wikiOn), put("shop", shopOn), patch("wiki", wikiOn)},
-			stdout: shop + "done\n" + wiki + "done (was already on since 2026-01-31 03:00 CET)\n",
-		},
-		{ // by initial_state
-			line: "on", script: []exchange{lists(`{"site":"wiki","state":"on"}`), patch("wiki", wikiOn)},
-			stdout: wiki + "done (was already on)\n",
-		},
-		{
-			line: "on", script: []exchange{lists(`{"site":"wiki","state":"unknown"}`), put("wiki", wikiOn)},
-			stdout: wiki + "done\n",
-		},
-		{ // switched off since it was listed
-			line: "on wiki", script: []exchange{lists(wikiOn), patch("wiki", conflict), put("wiki", wikiOn)},
-			stdout: wiki + "done\n",
-		},
-		{ // nothing else is tried again
-			line: "on shop", script: []exchange{lists(shopOn), patch("shop", diskFull)},
-			stdout: shop + "failed\n", stderr: "Error: storing state of site shop: disk full\n", code: 1,
-		},
-		{ // one that fails does not keep the others
-			line: "on --all --wait 10s",
-			script: []exchange{
-				lists(shopOff, wikiOff), put("shop", diskFull), put("wiki", wikiOn),
-				waits("wiki?wait=1s", 0, 0),
-			},
-			stdout: shop + "failed\n" + wiki + "done\nwiki drained (this instance, web-1; others on the same storage follow within 2s)\n",
-			stderr: "Error: storing state of site shop: disk full\n", code: 1,
-		},
-		{
-			line: "on --all", script: []exchange{lists(shopOff, wikiOn), put("shop", diskFull), patch("wiki", `503 {"error":"busy"}`)},
-			stdout: shop + "failed\n" + wiki + "failed\n", stderr: "Error: storing state of site shop: disk full\nbusy\n", code: 1,
-		},
-	})
+	runs(t, "on", says(enabledShop), lists(shopOff), put("shop"))
+	runs(t, "on shop", says(enabledShop), lists(shopOff, wikiOff), put("shop"))
+	runs(t, "on Wiki shop wiki", says(enabledWiki+enabledShop), lists(shopOff, wikiOff), put("wiki"), put("shop"))
+	runs(t, "on --all", says(enabledShop+enablingWiki+"done (was already on since 2026-01-31 03:00 CET)\n"),
+		lists(shopOff, wikiOn), put("shop"), patch("wiki"))
+	// By initial_state, and before its record has been read.
+	runs(t, "on", says(enablingWiki+"done (was already on)\n"), lists(`{"site":"wiki","state":"on"}`), patch("wiki"))
+	runs(t, "on", says(enabledWiki), lists(unknownWiki), put("wiki"))
+	// Switched off since it was listed; nothing else is tried again.
+	conflict := patch("wiki", `409 {"error":"site wiki is not in maintenance"}`)
+	runs(t, "on wiki", says(enabledWiki), lists(wikiOn), conflict, put("wiki"))
+	runs(t, "on shop", result{enablingShop + "failed\n", diskIsFull, 1}, lists(shopOn), patch("shop", diskFull))
+	// One that fails does not keep the others.
+	runs(t, "on --all --wait 10s", result{enablingShop + "failed\n" + enabledWiki + "wiki " + drained, diskIsFull, 1},
+		lists(shopOff, wikiOff), put("shop", diskFull), put("wiki"), waits("wiki?wait=1s", 0, 0))
+	runs(t, "on --all", result{enablingShop + "failed\n" + enablingWiki + "failed\n", diskIsFull + "busy\n", 1},
+		lists(shopOff, wikiOn), put("shop", diskFull), patch("wiki", busy))
 }
 
 func TestSitesAreSwitchedOff(t *testing.T) {
-	del := func(site, answer string) exchange {
-		return exchange{request: "DELETE /maintenance/" + site, answer: answer}
-	}
-	const shop, wiki = "Disabling maintenance mode for shop... ", "Disabling maintenance mode for wiki... "
-	runSessions(t, []session{
-		{line: "off", script: []exchange{lists(shopOn), del("shop", shopOff)}, stdout: shop + "done\n"},
-		{line: "off shop", script: []exchange{lists(shopOff, wikiOn), del("shop", shopOff)}, stdout: shop + "done (was already off)\n"},
-		{
-			line: "off --all", script: []exchange{lists(shopOn, wikiOff), del("shop", shopOff), del("wiki", wikiOff)},
-			stdout: shop + "done\n" + wiki + "done (was already off since 2026-01-31 00:30 CET)\n",
-		},
-		{line: "off", script: []exchange{lists(`{"site":"wiki","state":"unknown"}`), del("wiki", wikiOff)}, stdout: wiki + "done\n"},
-		{
-			line: "off --all", script: []exchange{lists(shopOn, wikiOn), del("shop", diskFull), del("wiki", wikiOff)},
-			stdout: shop + "failed\n" + wiki + "done\n", stderr: "Error: storing state of site shop: disk full\n", code: 1,
-		},
-	})
+	runs(t, "off", says(disablingShop+"done\n"), lists(shopOn), del("shop"))
+	runs(t, "off shop", says(disablingShop+"done (was already off)\n"), lists(shopOff, wikiOn), del("shop"))
+	runs(t, "off --all", says(disablingShop+"done\n"+disablingWiki+"done (was already off since 2026-01-31 00:30 CET)\n"),
+		lists(shopOn, wikiOff), del("shop"), del("wiki"))
+	runs(t, "off", says(disablingWiki+"done\n"), lists(unknownWiki), del("wiki"))
+	runs(t, "off --all", result{disablingShop + "failed\n" + disablingWiki + "done\n", diskIsFull, 1},
+		lists(shopOn, wikiOn), del("shop", diskFull), del("wiki"))
 }
 
 func TestOptionsAreSentAsTheyWereGiven(t *testing.T) {
-	const shop = "Enabling maintenance mode for shop... done"
-	for _, test := range []struct{ flags, body string }{
-		{"--message Soon.", `{"message":"Soon."}`},
-		{"--retry-after 10m", `{"retry_after":"10m"}`},
-		{"--until 2026-02-01T00:00:00Z", `{"until":"2026-02-01T00:00:00Z"}`},
-		{"--until 15:04", `{"until":"2026-01-31T15:04:00+01:00"}`},
-		{"--for 1.5h", `{"until":"2026-01-31T03:30:00.001Z"}`},
-		{"--hold 30s", `{"hold":"30s"}`},
-		{"--terminate-after 1d", `{"terminate_after":"1d"}`},
-		{"--bypass-secret 0123456789-ABCDEF", `{"bypass_secret":"0123456789-ABCDEF"}`},
-		{"--secret 0123456789-ABCDEF", `{"bypass_secret":"0123456789-ABCDEF"}`},
-		{
-			"--message= --retry-after= --until= --hold= --terminate-after= --secret=",
-			`{"bypass_secret":null,"hold":null,"message":null,"retry_after":null,"terminate_after":null,"until":null}`,
-		},
-		{"--for=", `{"until":null}`},
-		{"--message Soon. --hold=", `{"hold":null,"message":"Soon."}`},
+	for flags, body := range map[string]string{
+		"--message Soon.":                      `{"message":"Soon."}`,
+		"--retry-after 10m":                    `{"retry_after":"10m"}`,
+		"--until 2026-02-01T00:00:00Z":         `{"until":"2026-02-01T00:00:00Z"}`,
+		"--until 15:04":                        `{"until":"2026-01-31T15:04:00+01:00"}`,
+		"--for 1.5h":                           `{"until":"2026-01-31T03:30:00.001Z"}`,
+		"--hold 30s":                           `{"hold":"30s"}`,
+		"--terminate-after 1d":                 `{"terminate_after":"1d"}`,
+		"--bypass-secret 0123456789-ABCDEF":    `{"bypass_secret":"0123456789-ABCDEF"}`,
+		"--secret 0123456789-ABCDEF":           `{"bypass_secret":"0123456789-ABCDEF"}`,
+		"--message= --retry-after= --until=":   `{"message":null,"retry_after":null,"until":null}`,
+		"--hold= --terminate-after= --secret=": `{"bypass_secret":null,"hold":null,"terminate_after":null}`,
+		"--for=":                               `{"until":null}`,
+		"--message Soon. --hold=":              `{"hold":null,"message":"Soon."}`,
 	} {
-		runSessions(t, []session{
-			{
-				line:   "on shop " + test.flags,
-				script: []exchange{lists(shopOff), {request: "PUT /maintenance/shop " + test.body, answer: shopOn}},
-				stdout: shop + "\n",
-			},
-			{
-				line:   "on shop " + test.flags,
-				script: []exchange{lists(shopOn), {request: "PATCH /maintenance/shop " + test.body, answer: shopOn}},
-				stdout: shop + " (was already on since 2026-01-31 02:00 CET)\n",
-			},
-		})
+		line := "on shop " + flags
+		runs(t, line, says(enabledShop), lists(shopOff), exchange{request: "PUT /maintenance/shop " + body, answer: shopOn})
+		runs(t, line, says(enablingShop+"done (was already on since 2026-01-31 02:00 CET)\n"),
+			lists(shopOn), exchange{request: "PATCH /maintenance/shop " + body, answer: shopOn})
 	}
 }
 
-// A secret that is made is another one for each site, and each time.
+// A secret that is made is another one for each site, and each time. It is not told if
+// nobody gets in by it.
 func TestSecretIsMadeForEachSite(t *testing.T) {
-	runSessions(t, []session{{
-		line: "on --all --with-secret --message Soon.",
-		script: []exchange{
-			lists(shopOff, wikiOn),
-			{request: `PUT /maintenance/shop {"bypass_secret":"SECRET-1","message":"Soon."}`, answer: shopOn},
-			{request: `PATCH /maintenance/wiki {"bypass_secret":"SECRET-2","message":"Soon."}`, answer: wikiOn},
-		},
-		stdout: "Enabling maintenance mode for shop... done\nTo get in, open /.maintenance/SECRET-1 on the site\n" +
-			"Enabling maintenance mode for wiki... done (was already on since 2026-01-31 03:00 CET)\nTo get in, open /.maintenance/SECRET-2 on the site\n",
-	}, {
-		line: "on shop --with-bypass-secret", // which is not told if nobody gets in by it
-		script: []exchange{
-			lists(shopOff),
-			{request: `PUT /maintenance/shop {"bypass_secret":"SECRET-1"}`, answer: diskFull},
-		},
-		stdout: "Enabling maintenance mode for shop... failed\n",
-		stderr: "Error: storing state of site shop: disk full\n", code: 1,
-	}})
+	runs(t, "on --all --with-secret --message Soon.", says(
+		enabledShop+"To get in, open /.maintenance/SECRET-1 on the site\n"+
+			enablingWiki+"done (was already on since 2026-01-31 03:00 CET)\nTo get in, open /.maintenance/SECRET-2 on the site\n"),
+		lists(shopOff, wikiOn),
+		exchange{request: `PUT /maintenance/shop {"bypass_secret":"SECRET-1","message":"Soon."}`, answer: shopOn},
+		exchange{request: `PATCH /maintenance/wiki {"bypass_secret":"SECRET-2","message":"Soon."}`, answer: wikiOn})
+	runs(t, "on shop --with-bypass-secret", result{enablingShop + "failed\n", diskIsFull, 1},
+		lists(shopOff), exchange{request: `PUT /maintenance/shop {"bypass_secret":"SECRET-1"}`, answer: diskFull})
 }
 
 func TestEndOfMaintenanceIsSaidBack(t *testing.T) {
 	ending := func(site string) string { return with(site, `"until":"2026-01-31T03:00:00Z"`) }
-	const shop, already = "Enabling maintenance mode for shop... done", " (was already on since 2026-01-31 02:00 CET)"
+	const done, already = enablingShop + "done", enablingShop + "done (was already on since 2026-01-31 02:00 CET)"
 	const ends = ", ends by itself 2026-01-31 04:00 CET (in 1h0m)\n"
-	for _, test := range []struct{ before, method, after, stdout string }{
-		{shopOff, "PUT", ending(shopOn), shop + ends},
-		{shopOn, "PATCH", ending(shopOn), shop + already + ends},
-		{ending(shopOn), "PATCH", ending(shopOn), shop + already + ends},
-		{ending(shopOn), "PATCH", shopOn, shop + already + ", does not end by itself any more\n"},
-		{ending(shopOff), "PUT", shopOn, shop + "\n"}, // the last one has ended
-	} {
-		runSessions(t, []session{{
-			line:   "on",
-			script: []exchange{lists(test.before), {request: test.method + " /maintenance/shop {}", answer: test.after}},
-			stdout: test.stdout,
-		}})
-	}
+	runs(t, "on", says(done+ends), lists(shopOff), put("shop", ending(shopOn)))
+	runs(t, "on", says(already+ends), lists(shopOn), patch("shop", ending(shopOn)))
+	runs(t, "on", says(already+ends), lists(ending(shopOn)), patch("shop", ending(shopOn)))
+	runs(t, "on", says(already+", does not end by itself any more\n"), lists(ending(shopOn)), patch("shop"))
+	runs(t, "on", says(done+"\n"), lists(ending(shopOff)), put("shop")) // the last one has ended
 }
 
 func TestHelpTellsOfOptions(t *testing.T) {

@@ -64,13 +64,13 @@ var badPages = map[string]struct {
 	"unchanged": {status(304), "status 304, 200 is accepted"},
 
 	"JSON":          {answers("application/json", `{"a": 1}`), `its Content-Type is "application/json", text/html is accepted`},
-	"octets":        {answers("binary/octet-stream", "\x7fELF"), `its Content-Type is "binary/octet-stream" and it does not begin like HTML`},
+	"octets":        {answers("binary/octet-stream", "\x7fELF"), `"binary/octet-stream" and it does not begin like HTML`},
 	"untyped":       {answers("", "Hello."), `its Content-Type is "" and it does not begin like HTML`},
 	"long type":     {answers("text/"+strings.Repeat("x", 50_000), "Hello."), "text/html is accepted"},
 	"invalid UTF-8": {answers("text/html", "<p>\xfc"), "it is not valid UTF-8"},
 	"brotli":        {encodes("br", "<p>Mine."), `its Content-Encoding is "br", gzip or none is accepted`},
 	"no gzip":       {encodes("gzip", "<p>Mine. It is not compressed at all."), "gzip: invalid header"},
-	"full":          {answers(html, strings.Repeat(messagePlaceholder+untilPlaceholder, 51)), "it has 102 placeholders, at most 100 are accepted"},
+	"full":          {answers(html, strings.Repeat(messagePlaceholder+untilPlaceholder, 51)), "102 placeholders, at most 100 are accepted"},
 	"bad charset":   {answers(`text/html; charset="utf-8 evil"`, "<p>Mine."), "its charset is "},
 
 	"breaks off": {hijacks(ok+"Content-Type: text/html\r\nContent-Length: 100\r\n\r\n<p>Mine.", nil), "unexpected EOF"},

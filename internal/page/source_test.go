@@ -48,7 +48,8 @@ func TestFileIsReadWhenItIsChecked(t *testing.T) {
 			if err != nil || content == nil || string(content.HTML) != "<h1>Mine.</h1>" {
 				t.Fatalf("%s: got %+v (%v)", text, content, err)
 			}
-			if want := filepath.Join(dir, name); source.String() != want || source.Location() != want || source.Remote() || source.Insecure() {
+			want := filepath.Join(dir, name)
+			if source.String() != want || source.Location() != want || source.Remote() || source.Insecure() {
 				t.Errorf("%s comes from %+v, want %s", text, source, want)
 			}
 		}
