@@ -382,7 +382,8 @@ func expectLines(t *testing.T, log *observer.ObservedLogs, parts ...string) {
 // G3, G4
 func TestSwitchThatFailsSaysSoAndChangesNothing(t *testing.T) {
 	const (
-		perhaps = "storing state of site shop: disk full; the switch may still take effect if the storage was only slow: repeat it to be sure"
+		perhaps = "storing state of site shop: disk full; " +
+			"the switch may still take effect if the storage was only slow: repeat it to be sure"
 		nothing = "reading state of site shop: disk full; nothing has changed, repeat it when the storage answers"
 	)
 	s := start(t, `maintenance shop`)

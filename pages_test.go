@@ -3,7 +3,6 @@ package maintenance
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"maps"
@@ -12,7 +11,6 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
-	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -50,9 +48,7 @@ func TestPageOfEverySourceIsShown(t *testing.T) {
 			got, shown = got+p.Source, "<p>Mine."
 		}
 		s.wantPage("/", shown)
-		if got != source {
-			t.Errorf("page %q comes from %q, want %q", location, got, source)
-		}
+		wantEqual(t, "source of page "+location, got, source)
 	}
 }
 
@@ -63,7 +59,7 @@ func TestWrongPageIsRefused(t *testing.T) {
 		`page`:                                 `page takes one argument, and 0 are given`,
 		`page one.html two.html`:               `page takes one argument, and 2 are given`,
 		"page one.html {\ntwo.html\n}":         `page takes no block`,
-		`page ftp://bob:hunter2@x/y?t=hunter3`: `page: "ftp://x/y" given, accepted are https, http, and for a file its path without a scheme`,
+		`page ftp://bob:hunter2@x/y?t=hunter3`: `page: "ftp://x/y" given, accepted are https, http, and for a file its path`,
 		`page https://bob:hunter2@x:port/y`:    `page: the URL given cannot be parsed; in a password or query, percent-encode`,
 		"page one.html\npage one.html":         `page is given twice`,
 		`refresh`:                              `refresh takes one argument, and 0 are given`,
@@ -100,14 +96,12 @@ func TestConfigThatFailsLeavesThePagesAsTheyAre(t *testing.T) {
 	host := newPageHost(t, answers("<p>Mine."))
 	s := start(t, shopWith("page.html"))
 	s.untilPages("shop", "ok")
-	before := s.status("shop")
+	before := fmt.Sprint(s.status("shop"))
 	writeFile(t, "page.html", "<p>New.")
 	expectOld := func(after string) {
 		t.Helper()
 		s.wantPage("/", "<p>Old.")
-		if got := s.status("shop"); fmt.Sprint(got) != fmt.Sprint(before) {
-			t.Errorf("%s: the site is %v, want %v", after, got, before)
-		}
+		wantEqual(t, after, fmt.Sprint(s.status("shop")), before)
 	}
 	good := shopWith("page.html") + "\n" + siteWith("wiki", host.URL+"/failed") + "\nmaintenance blog"
 	for option, want := range map[string]string{
@@ -129,9 +123,7 @@ func TestConfigThatFailsLeavesThePagesAsTheyAre(t *testing.T) {
 	expectOld("validation")
 	s.reload(shopWith("page.html"))
 	s.untilPage("/", "<p>New.")
-	if n := host.asked("/failed"); n > 0 {
-		t.Errorf("the page of configs that never ran was fetched %d times", n)
-	}
+	wantEqual(t, "fetches for configs that never ran", host.asked("/failed"), 0)
 }
 
 func TestPageOverHTTPIsWarnedOfOnce(t *testing.T) {
@@ -141,9 +133,8 @@ func TestPageOverHTTPIsWarnedOfOnce(t *testing.T) {
 		t.Fatal(err)
 	}
 	s.logged(`"warn"`, "page comes over http", `"page":"http://192.0.2.1/page"`)
-	if n := s.countLogged("page comes over http"); n != 1 || s.countLogged("hunter") > 0 {
-		t.Errorf("%d warnings, want one without a secret", n)
-	}
+	wantEqual(t, "warnings", s.countLogged("page comes over http"), 1)
+	wantEqual(t, "secrets", s.countLogged("hunter"), 0)
 }
 
 // What visitors see, and when it is fetched
@@ -152,16 +143,20 @@ func TestHandlersShowPagesOfTheirOwnAndShareThem(t *testing.T) {
 	host := newPageHost(t, func(w http.ResponseWriter, r *http.Request) {
 		answers(r.URL.Path+" {maintenance.message}")(w, r)
 	})
-	s := start(t, "handle /de/* {\n"+shopWith(host.URL+"/de")+"\n}\nhandle /en/* {\n"+shopWith(host.URL+"/en")+"\n}\nhandle /fr/* {\n"+
-		shopWith("")+"\n}\nhandle /at/* {\n"+shopWith(host.URL+"/de")+"\n}\nhandle {\n"+siteWith("wiki", host.URL+"/de")+"\n}")
+	directives := "handle /* {\n" + siteWith("wiki", host.URL+"/de") + "\n}"
+	for path, location := range map[string]string{
+		"/de/*": host.URL + "/de", "/en/*": host.URL + "/en", "/fr/*": "", "/at/*": host.URL + "/de",
+	} {
+		directives += "\nhandle " + path + " {\n" + shopWith(location) + "\n}"
+	}
+	s := start(t, directives)
 	s.untilPages("shop", "ok")
 	s.patch("wiki", `{"message": "of wiki"}`)
 	for path, want := range map[string]string{"/de/": "/de ", "/at/": "/de ", "/en/": "/en ", "/fr/": defaultPage, "/": "/de of wiki"} {
 		s.wantPage(path, want)
 	}
-	if shop, wiki := s.pages("shop"), s.pages("wiki"); len(shop) != 2 || len(wiki) != 1 {
-		t.Errorf("the pages are %+v and %+v, want two and one", shop, wiki)
-	}
+	wantEqual(t, "pages of shop", len(s.pages("shop")), 2)
+	wantEqual(t, "pages of wiki", len(s.pages("wiki")), 1)
 }
 
 func TestPageIsFetchedWhenItMayHaveChangedAndForNoVisitor(t *testing.T) {
@@ -195,9 +190,7 @@ func TestPageIsFetchedWhenItMayHaveChangedAndForNoVisitor(t *testing.T) {
 		step.do()
 		fetches += step.more
 		host.untilAsked(t, "/page", fetches)
-		if n := host.asked("/page"); n > fetches {
-			t.Fatalf("%s: fetched %d times, want %d", step.when, n, fetches)
-		}
+		wantEqual(t, "fetched when "+step.when, host.asked("/page"), fetches)
 		s.untilPages("shop", "ok")
 	}
 }
@@ -230,12 +223,7 @@ func TestSwitchRefreshAndReloadRenderThePage(t *testing.T) {
 	s.put("shop", `{"message": "New."}`)
 	noVisitorRenders("switched")
 	s.reload(shopWith(host.URL))
-	eventually(t, func() error {
-		if shownOf().page.user.Load() != running(t).pages {
-			return errors.New("the config has not taken over")
-		}
-		return nil
-	})
+	eventuallyEqual(t, "the config that has taken over", shownOf().page.user.Load, running(t).pages)
 	noVisitorRenders("reloaded")
 
 	// And it is forgotten with the maintenance.
@@ -249,12 +237,7 @@ func TestSwitchRefreshAndReloadRenderThePage(t *testing.T) {
 		shown := func() *page.Document { return shownOf().HTML(t.Context(), page.Content{Message: "New."}, nil) }
 		before := shown()
 		end()
-		eventually(t, func() error {
-			if shown() == before {
-				return errors.New(when + ": what was rendered is kept")
-			}
-			return nil
-		})
+		eventuallyEqual(t, "what was rendered is kept when "+when, func() bool { return shown() == before }, false)
 	}
 }
 
@@ -268,7 +251,7 @@ func TestPageChangesNothingButTheHTML(t *testing.T) {
 		answers("<p>Mine.")(w, r)
 	})
 	s := start(t, shopWith(""))
-	get := func(accept string) (header, body string) {
+	get := func(accept string) (headers, body string) {
 		got := s.do(http.MethodGet, "/", http.Header{"Accept": {accept}})
 		got.Header.Del("Date")
 		if accept == "text/html" {
@@ -276,23 +259,17 @@ func TestPageChangesNothingButTheHTML(t *testing.T) {
 		}
 		return fmt.Sprint(got.StatusCode, got.Header), got.body
 	}
-	accepts := []string{"image/*,*/*;q=0.8", "application/json", "text/plain", "text/html;q=0", "text/html"}
-	before := make(map[string][2]string)
-	for _, accept := range accepts {
-		header, body := get(accept)
-		before[accept] = [2]string{header, body}
+	headers, bodies := make(map[string]string), make(map[string]string)
+	for _, accept := range []string{"image/*,*/*;q=0.8", "application/json", "text/plain", "text/html;q=0", "text/html"} {
+		headers[accept], bodies[accept] = get(accept)
 	}
+	bodies["text/html"] = "<p>Mine."
 	s.reload(shopWith(host.URL))
 	s.untilPages("shop", "ok")
-	for _, accept := range accepts {
+	for accept := range headers {
 		header, body := get(accept)
-		want := before[accept]
-		if accept == "text/html" {
-			want[1] = "<p>Mine."
-		}
-		if header != want[0] || body != want[1] {
-			t.Errorf("Accept %s got %s %s\nwant %s", accept, header, body, want)
-		}
+		wantEqual(t, accept, header, headers[accept])
+		wantEqual(t, accept, body, bodies[accept])
 	}
 }
 
@@ -315,16 +292,12 @@ func TestBadPageIsReportedAndHarmsNobody(t *testing.T) {
 	within(t, "the change of an option", 2*time.Second, func() { s.patch("shop", `{"message": null}`) })
 	s.visitALot(200, defaultPage, "/silent/", "/missing/")
 	const failure = "it is answered with status 404, 200 is accepted"
-	want := []page.Status{{Source: missing, State: "failed", Error: failure, ShowsMessage: true}, {Source: silent, State: "fetching", ShowsMessage: true}}
-	eventually(t, func() error {
-		if got := s.pages("shop"); !slices.Equal(got, want) {
-			return fmt.Errorf("got %+v, want %+v", got, want)
-		}
-		return nil
-	})
-	if n := s.countLogged(`"warn"`, "page cannot be fetched", `"page":"`+missing+`"`); n != 1 {
-		t.Errorf("the failures were logged %d times, want once", n)
+	want := []page.Status{
+		{Source: missing, State: "failed", Error: failure, ShowsMessage: true},
+		{Source: silent, State: "fetching", ShowsMessage: true},
 	}
+	eventuallyEqual(t, "pages", func() string { return fmt.Sprint(s.pages("shop")) }, fmt.Sprint(want))
+	wantEqual(t, "failures logged", s.countLogged(`"warn"`, "page cannot be fetched", `"page":"`+missing+`"`), 1)
 	host.answer(answers("<p>Good again."))
 	s.put("shop", "")
 	s.untilPage("/missing/", "<p>Good again.")
@@ -347,9 +320,7 @@ func TestReplacedConfigTakesNoPageOver(t *testing.T) {
 	host.answer(answers("<p>New."))
 	s.fetchAgain(host)
 	s.untilStored(host.URL, "New")
-	if got := oldStorage.get(copyKeyOf(t, host.URL)); !strings.Contains(got, "PHA+T2xkLg") {
-		t.Errorf("the storage of the replaced config has %s", got)
-	}
+	wantEqual(t, "the replaced config still has its copy", strings.Contains(oldStorage.get(copyKeyOf(t, host.URL)), "PHA+T2xkLg"), true)
 }
 
 // A fetch under way ends with the page's last config, and the loop with it.
@@ -380,12 +351,7 @@ func TestReloadsWithAHostThatHangsLeaveNothingBehind(t *testing.T) {
 		reload(5 + i)
 	}
 	within(t, "the end of fetches", 5*time.Second, func() { // they give up after 10 s by themselves
-		eventually(t, func() error {
-			if n := fetches.Load(); n > 2 {
-				return fmt.Errorf("%d pages are being fetched, want two at most", n)
-			}
-			return nil
-		})
+		eventuallyEqual(t, "two are being fetched at most", func() bool { return fetches.Load() <= 2 }, true)
 	})
 	eventually(t, func() error {
 		if after := settled(); after > before+20 {
@@ -393,9 +359,7 @@ func TestReloadsWithAHostThatHangsLeaveNothingBehind(t *testing.T) {
 		}
 		return nil
 	})
-	if n := s.countLogged("page cannot be fetched", host.URL+"/1"); n > 0 {
-		t.Errorf("%d fetches were logged as failed that a reload has ended", n)
-	}
+	wantEqual(t, "fetches that a reload has ended logged as failed", s.countLogged("page cannot be fetched", host.URL+"/1"), 0)
 	if err := caddy.Stop(); err != nil {
 		t.Fatal(err)
 	}
@@ -457,9 +421,7 @@ func TestConcurrentSwitchesReloadsAndRequests(t *testing.T) {
 	s.put("shop", `{"message": "one"}`)
 	s.untilPages("shop", "ok")
 	s.untilPage("/", "<p>/a one"+filler+"</p>")
-	if got := s.status("shop?wait=10s")["in_flight"]; got != 0.0 {
-		t.Errorf("in_flight is %v, want 0", got)
-	}
+	wantEqual(t, "in_flight", s.status("shop?wait=10s")["in_flight"], 0.0)
 }
 
 // The copy in storage
@@ -551,9 +513,7 @@ func TestCopyIsStoredWhenTheStorageHasAnother(t *testing.T) {
 	writeFile(t, file, "<p>Another.")
 	s.put("shop", "")
 	s.untilPage("/", "<p>Another.")
-	if n := loads.Load() + stores.Load(); n > 0 {
-		t.Errorf("the copy of a file is looked for or stored %d times", n)
-	}
+	wantEqual(t, "times that the copy of a file is looked for or stored", loads.Load()+stores.Load(), 0)
 	s.reload(shopWith(host.URL))
 	s.untilStored(host.URL, "One")
 	for i, change := range []func(){
@@ -565,16 +525,9 @@ func TestCopyIsStoredWhenTheStorageHasAnother(t *testing.T) {
 		change()
 		looked, want := loads.Load(), int64(min(i+2, 4))
 		s.put("shop", "")
-		eventually(t, func() error {
-			if loads.Load() == looked || stores.Load() < want {
-				return fmt.Errorf("step %d: stored %d times, want %d", i, stores.Load(), want)
-			}
-			return nil
-		})
+		eventuallyEqual(t, "it is looked for, and stored", func() bool { return loads.Load() > looked && stores.Load() >= want }, true)
 		s.untilIdle()
-		if n := stores.Load(); n != want {
-			t.Errorf("step %d: stored %d times, want %d", i, n, want)
-		}
+		wantEqual(t, fmt.Sprint("times stored after step ", i), stores.Load(), want)
 	}
 	s.untilStored(host.URL, "Two")
 }
@@ -584,35 +537,28 @@ func TestStorageThatHangsHoldsUpOnlyTheFirstVisitors(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		storage := &testStorage{values: make(map[string][]byte)}
 		c := newConfigPages(t.Context(), zap.NewNop(), storage)
-		var source page.Source
-		var v *siteView
-		hang, release := hangOn("load", "")
-		for _, test := range []struct {
-			location string
-			fault    func(context.Context, string, string) error
-			waits    []time.Duration // of one visitor after the other
-		}{
-			{"http://page.example/not-stored", nil, []time.Duration{0}},
-			{"http://page.example/hangs", hang, []time.Duration{restorePatience, 0}},
-		} {
-			storage.setFault(test.fault)
-			source, _ = page.ParseSource(test.location)
-			v = c.use(newTestSite("shop"), source, nil)
-			defer pages.Delete(source.Location())
-			for _, want := range test.waits {
-				began := time.Now()
-				if got := string(v.HTML(t.Context(), page.Content{}, nil).HTML); got != defaultPage || time.Since(began) != want {
-					t.Errorf("%s: a visitor gets %q after %s, want the default page after %s", source, got, time.Since(began), want)
-				}
-			}
+		use := func(location string) *siteView {
+			source, _ := page.ParseSource(location)
+			t.Cleanup(func() { _, _ = pages.Delete(location) })
+			return c.use(newTestSite("shop"), source, nil)
 		}
+		shows := func(v *siteView, want string, after time.Duration) {
+			t.Helper()
+			began := time.Now()
+			wantEqual(t, "page", string(v.HTML(t.Context(), page.Content{}, nil).HTML), want)
+			wantEqual(t, "time that its visitor waits", time.Since(began), after)
+		}
+		shows(use("http://page.example/not-stored"), defaultPage, 0)
+		hang, release := hangOn("load", "")
+		storage.setFault(hang)
+		hanging := use("http://page.example/hangs")
+		shows(hanging, defaultPage, restorePatience)
+		shows(hanging, defaultPage, 0)
 		// A copy that comes late is shown, too.
-		storage.set(copyKey(source), oldCopy)
+		storage.set(copyKey(hanging.page.Source()), oldCopy)
 		release()
 		synctest.Wait()
-		if got := string(v.HTML(t.Context(), page.Content{}, nil).HTML); got != "<p>Old." {
-			t.Errorf("a visitor gets %q, want the copy", got)
-		}
+		shows(hanging, "<p>Old.", 0)
 	})
 }
 
@@ -638,14 +584,11 @@ func TestStorageThatHangsIsUsedByNoMoreThan32(t *testing.T) {
 				go c.restore(test.pageOf())
 			}
 			synctest.Wait()
-			if n := storage.loads.Load() - before; n != test.want {
-				t.Errorf("%d copies are read at once, want %d", n, test.want)
-			}
+			wantEqual(t, "copies read at once", storage.loads.Load()-before, test.want)
 			end()
 			synctest.Wait()
-			if n := len(c.accesses); n > 0 || test.pageOf().storageFailed {
-				t.Errorf("when the config has ended %d copies are still read, or that it has is taken for a failure", n)
-			}
+			wantEqual(t, "copies still read when the config has ended", len(c.accesses), 0)
+			wantEqual(t, "its end is a failure", test.pageOf().storageFailed, false)
 		}
 	})
 }
@@ -689,16 +632,18 @@ func shopWith(location string) string { return siteWith("shop", location) }
 type pageHost struct {
 	*httptest.Server
 	serve    atomic.Pointer[http.HandlerFunc]
-	requests sync.Map // how many, by path
+	mu       sync.Mutex
+	requests map[string]int // by path
 }
 
 func newPageHost(t *testing.T, serve http.HandlerFunc) *pageHost {
 	t.Helper()
-	h := new(pageHost)
+	h := &pageHost{requests: make(map[string]int)}
 	h.answer(serve)
 	h.Server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		n, _ := h.requests.LoadOrStore(r.URL.Path, new(atomic.Int64))
-		n.(*atomic.Int64).Add(1)
+		h.mu.Lock()
+		h.requests[r.URL.Path]++
+		h.mu.Unlock()
 		(*h.serve.Load())(w, r)
 	}))
 	t.Cleanup(h.Close)
@@ -710,21 +655,14 @@ func (h *pageHost) answer(serve http.HandlerFunc) { h.serve.Store(&serve) }
 
 // asked returns how often a path was requested.
 func (h *pageHost) asked(path string) int {
-	n, ok := h.requests.Load(path)
-	if !ok {
-		return 0
-	}
-	return int(n.(*atomic.Int64).Load())
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.requests[path]
 }
 
 func (h *pageHost) untilAsked(t *testing.T, path string, n int) {
 	t.Helper()
-	eventually(t, func() error {
-		if got := h.asked(path); got < n {
-			return fmt.Errorf("%s is fetched %d times, want %d", path, got, n)
-		}
-		return nil
-	})
+	eventuallyEqual(t, fmt.Sprint(path, " is fetched ", n, " times"), func() bool { return h.asked(path) >= n }, true)
 }
 
 func answers(body string) http.HandlerFunc {
@@ -822,7 +760,7 @@ func (s *server) shows(path, want string) error {
 	s.t.Helper()
 	got := s.do(http.MethodGet, path, http.Header{"Accept": {"text/html"}})
 	if got.StatusCode != 503 || got.body != want {
-		return fmt.Errorf("%s shows %d and %d bytes: %.200q\nwant %d bytes: %.200q", path, got.StatusCode, len(got.body), got.body, len(want), want)
+		return fmt.Errorf("%s shows %d %.200q\nwant %.200q", path, got.StatusCode, got.body, want)
 	}
 	return nil
 }
@@ -839,21 +777,13 @@ func (s *server) untilPage(path, want string) {
 	eventually(s.t, func() error { return s.shows(path, want) })
 }
 
-// visitALot has visitors come, several at a time, who all must get the same.
+// visitALot has visitors come, who all must get the same.
 func (s *server) visitALot(visitors int, want string, paths ...string) {
 	s.t.Helper()
-	var wg sync.WaitGroup
-	for i := range 8 {
-		wg.Go(func() {
-			for range visitors / 8 {
-				if got, err := try(http.MethodGet, s.url+paths[i%len(paths)], "", nil); err != nil || got.body != want {
-					s.t.Errorf("%s shows %.200q (%v)", paths[i%len(paths)], got.body, err)
-					return
-				}
-			}
-		})
+	for i := range visitors {
+		path := paths[i%len(paths)]
+		wantEqual(s.t, path, s.get(path).body, want)
 	}
-	wg.Wait()
 }
 
 // within fails the test if something takes too long.
@@ -891,14 +821,9 @@ func (s *server) untilStored(location, text string) {
 // untilIdle waits until no copy is being read or stored.
 func (s *server) untilIdle() {
 	s.t.Helper()
-	eventually(s.t, func() error {
-		for p := range running(s.t).pages.views {
-			if len(p.storage) > 0 {
-				return fmt.Errorf("the copy of %s is being read or stored", p.Source())
-			}
-		}
-		return nil
-	})
+	for p := range running(s.t).pages.views {
+		eventuallyEqual(s.t, "accesses to the copy of "+p.Source().String(), func() int { return len(p.storage) }, 0)
+	}
 }
 
 // changeDir makes an empty directory the working one.
