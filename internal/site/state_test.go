@@ -43,6 +43,14 @@ func stored(t *testing.T, version int64, enabled bool, since time.Time, o Option
 	return Read{Record: r}
 }
 
+// wantEqual fails the test unless something is as wanted.
+func wantEqual[T comparable](t *testing.T, what string, got, want T) {
+	t.Helper()
+	if got != want {
+		t.Errorf("%s: got %v, want %v", what, got, want)
+	}
+}
+
 func apply(s *Site, read Read, at time.Time) (changes []Change) {
 	return slices.Collect(s.Apply(read, Cause{Source: SourceSync}, at))
 }
@@ -83,9 +91,7 @@ func TestEveryStateMeetsEverySwitch(t *testing.T) {
 				t.Fatal(err)
 			}
 			if r != nil {
-				if before := s.Current().Version(); r.Version <= before {
-					t.Errorf("version %d does not replace %d", r.Version, before)
-				}
+				wantEqual(t, "a later version", r.Version > s.Current().Version(), true)
 				again, err := ParseRecord(r.Raw(), time.ParseDuration)
 				if err != nil {
 					t.Fatal(err)
@@ -100,9 +106,7 @@ func TestEveryStateMeetsEverySwitch(t *testing.T) {
 				}
 			}
 			for _, got := range got {
-				if got != want[i] {
-					t.Errorf("%s, %T %+v: got %s, want %s", state, m, m, got, want[i])
-				}
+				wantEqual(t, fmt.Sprintf("%s, %T %+v", state, m, m), got, want[i])
 			}
 		}
 	}
@@ -153,17 +157,14 @@ func TestReloadedSiteStaysAsItWasIfItCannotBeRead(t *testing.T) {
 	s := New("shop", now)
 	apply(s, stored(t, 1, true, past, Options{}), now)
 	s.Reload(now)
-	if v := (View{State: s.Current()}); v.Kind() != Loading || !v.Blocks() || v.Word() != "unknown" {
-		t.Errorf("while it is read again it is %s", v.Word())
-	}
+	v := View{State: s.Current()}
+	wantEqual(t, "kind", v.Kind(), Loading)
+	wantEqual(t, "word", v.Word(), "unknown")
+	wantEqual(t, "blocks", v.Blocks(), true)
 	apply(s, Read{Err: errors.New("the config has ended"), Tentative: true}, now)
-	if kind := s.Current().Kind(); kind != Loading {
-		t.Errorf("after a tentative read the kind is %d, want loading", kind)
-	}
+	wantEqual(t, "kind after a tentative read", s.Current().Kind(), Loading)
 	apply(s, Read{Err: errors.New("disk full")}, now)
-	if v := (View{State: s.Current()}); v.Word() != "on" {
-		t.Errorf("it is %s, want on", v.Word())
-	}
+	wantEqual(t, "word", View{State: s.Current()}.Word(), "on")
 }
 
 func TestReadyWaitsForTheRecord(t *testing.T) {
@@ -172,13 +173,9 @@ func TestReadyWaitsForTheRecord(t *testing.T) {
 		ready := make(chan error, 1)
 		go func() { ready <- s.Ready(t.Context()) }()
 		synctest.Wait()
-		if len(ready) > 0 {
-			t.Fatal("it is ready before its record has been read")
-		}
+		wantEqual(t, "ready before its record has been read", len(ready), 0)
 		apply(s, Read{}, time.Now())
-		if err := <-ready; err != nil {
-			t.Error(err)
-		}
+		wantEqual(t, "ready", <-ready, nil)
 	})
 }
 
@@ -188,18 +185,14 @@ func TestMaintenanceExpires(t *testing.T) {
 	on := stored(t, 1, true, past, Options{Message: "Old.", Until: soon})
 	s, restarted := New("shop", now), New("shop", now)
 	apply(s, on, now)
-	if got := slices.Collect(s.Expire(soon.Add(-1))); len(got) > 0 {
-		t.Errorf("it has ended before its time: %v", got)
-	}
+	wantEqual(t, "ends before its time", len(slices.Collect(s.Expire(soon.Add(-1)))), 0)
 	got := slices.Collect(s.Expire(soon))
 	if len(got) != 1 || got[0].Cause.Source != SourceUntil || got[0].Before.Options().Message != "Old." || !got[0].After.Expired() {
 		t.Fatalf("got %v, want the end", got)
 	}
 	apply(restarted, on, soon)
 	for _, s := range []*Site{s, restarted} {
-		if again := slices.Collect(s.Expire(soon)); len(again) > 0 {
-			t.Errorf("its end is told again: %v", again)
-		}
+		wantEqual(t, "ends told again", len(slices.Collect(s.Expire(soon))), 0)
 		if v := (View{State: s.currentAt(now)}); v.Word() != "off" || !v.Since().Equal(soon) {
 			t.Errorf("when the clock is set back it is %s since %s", v.Word(), v.Since())
 		}
@@ -252,9 +245,7 @@ func TestPendingRecordIsLeftToItsSwitch(t *testing.T) {
 		t.Fatal(err)
 	}
 	s.PendingVersion.Store(r.Version)
-	if got := apply(s, Read{Record: r}, now); len(got) > 0 {
-		t.Errorf("a sync has published it: %v", got)
-	}
+	wantEqual(t, "changes by a sync", len(apply(s, Read{Record: r}, now)), 0)
 	if got := slices.Collect(s.Apply(Read{Record: r}, Cause{Source: SourceAPI}, now)); len(got) != 1 || got[0].Cause.Source != SourceAPI {
 		t.Errorf("got %v, want one change by the API", got)
 	}
@@ -300,37 +291,32 @@ func TestChangesComeOneAfterTheOther(t *testing.T) {
 		})
 	}
 	appliers.Wait()
-	if got := last.Load(); got != 400 {
-		t.Errorf("the last version is %d, want 400", got)
-	}
+	wantEqual(t, "the last version", last.Load(), 400)
 }
 
 func TestPoolKeepsWhatIsReferredTo(t *testing.T) {
 	p := NewPool(func(name string) *Site { return New(name, now) })
 	e := p.Acquire("shop", now)
 	apply(e.Value, Read{}, now)
-	if again := p.Acquire("shop", now); again != e || e.Value.Current().Kind() != Unset {
-		t.Error("a second handler has another site, or has it read again")
-	}
-	if p.Release(e) || !p.Retain(e) || p.Release(e) {
-		t.Error("it is not referred to any more")
-	}
-	p.Forget(e)
-	if p.Len() != 1 {
-		t.Error("it was forgotten though it is retained")
-	}
-	if p.Retain(e) {
-		t.Error("it was retained though no config refers to it")
-	}
-	if again := p.Acquire("shop", now); again != e || e.Value.Current().Kind() != Loading {
-		t.Error("a site that comes back is another one, or is not read again")
-	}
-	if p.LetGo(e) || !p.Release(e) {
-		t.Error("it is still referred to")
-	}
-	p.Forget(e)
-	if p.Len() != 0 {
-		t.Error("it was not forgotten")
+	wantEqual(t, "the entry of a second handler", p.Acquire("shop", now), e)
+	wantEqual(t, "its kind", e.Value.Current().Kind(), Unset)
+	for _, step := range []struct {
+		name string
+		do   func(*Entry[*Site]) bool
+		want bool
+	}{
+		{"released for the last time", p.Release, false},
+		{"retained while a config refers to it", p.Retain, true},
+		{"released for the last time", p.Release, false},
+		{"forgotten though it is retained", func(e *Entry[*Site]) bool { p.Forget(e); return p.Len() == 0 }, false},
+		{"retained though no config refers to it", p.Retain, false},
+		{"another one when it comes back", func(e *Entry[*Site]) bool { return p.Acquire("shop", now) != e }, false},
+		{"read again", func(e *Entry[*Site]) bool { return e.Value.Current().Kind() == Loading }, true},
+		{"let go for the last time", p.LetGo, false},
+		{"released for the last time", p.Release, true},
+		{"forgotten", func(e *Entry[*Site]) bool { p.Forget(e); return p.Len() == 0 }, true},
+	} {
+		wantEqual(t, step.name, step.do(e), step.want)
 	}
 
 	// What is under way for a site goes on when its config has gone, and comes back.
@@ -340,18 +326,15 @@ func TestPoolKeepsWhatIsReferredTo(t *testing.T) {
 	p.Hold(e)
 	p.Acquire("shop", now)
 	for range 2 {
-		if p.LetGo(e) {
-			t.Error("a site that a config refers to is taken for unused")
-		}
+		wantEqual(t, "let go for the last time", p.LetGo(e), false)
 	}
 	p.Release(e)
 	p.Forget(e)
 
 	other := p.Acquire("shop", now)
 	p.Forget(e)
-	if other == e || p.Len() != 1 {
-		t.Error("an entry that was dropped has another one dropped")
-	}
+	wantEqual(t, "an entry that was dropped is another one", other != e, true)
+	wantEqual(t, "entries", p.Len(), 1)
 }
 
 func TestName(t *testing.T) {
