@@ -92,11 +92,7 @@ func TestBadPageIsAnErrorThatTellsNoSecret(t *testing.T) {
 				if n := len(fmt.Sprint(err)); n > maxFetchError+10 {
 					t.Errorf("the error has %d bytes: %.200s", n, err)
 				}
-				for other := range host.asked {
-					if other != "page.example" {
-						t.Errorf("%s was asked", other)
-					}
-				}
+				wantEqual(t, "hosts asked", len(host.asked), 1)
 			})
 		})
 	}
@@ -217,9 +213,7 @@ func TestRedirectsThatAreFollowed(t *testing.T) {
 		{"https://a/x", "file:///y"}:            false,
 	} {
 		from, to := httptest.NewRequest(http.MethodGet, hop[0], nil), httptest.NewRequest(http.MethodGet, hop[1], nil)
-		if err := checkRedirect(to, []*http.Request{from}); (err == nil) != follow {
-			t.Errorf("%s: %v", hop, err)
-		}
+		wantEqual(t, fmt.Sprint(hop), checkRedirect(to, []*http.Request{from}) == nil, follow)
 	}
 }
 
@@ -233,9 +227,7 @@ func TestNoMoreThan32PagesAreFetchedAtOnce(t *testing.T) {
 		}
 		for _, want := range []int{maxFetches, all} {
 			synctest.Wait()
-			if n := host.requests(); n != want {
-				t.Errorf("%d pages are being fetched or have been, want %d", n, want)
-			}
+			wantEqual(t, "pages that are being fetched or have been", host.requests(), want)
 			time.Sleep(fetchTimeout)
 		}
 
@@ -337,9 +329,7 @@ func (h *host) expectAllClosed() {
 	synctest.Wait()
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if h.open > 0 {
-		h.t.Errorf("%d connections to the host are left", h.open)
-	}
+	wantEqual(h.t, "connections to the host that are left", h.open, 0)
 }
 
 func (h *host) dial(ctx context.Context, _, _ string) (net.Conn, error) {

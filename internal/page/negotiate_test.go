@@ -27,23 +27,17 @@ func TestNegotiate(t *testing.T) {
 		},
 	} {
 		for _, accept := range accepts {
-			if got := Negotiate([]string{accept}, ""); got != want {
-				t.Errorf("Accept %q gets %d, want %d", accept, got, want)
-			}
+			wantEqual(t, "Accept "+accept, Negotiate([]string{accept}, ""), want)
 		}
 	}
-	if got := Negotiate(nil, ""); got != MediaHTML {
-		t.Errorf("without Accept a client gets %d, want HTML", got)
-	}
+	wantEqual(t, "no Accept", Negotiate(nil, ""), MediaHTML)
 	// Browsers ask for scripts and fonts with Accept: */*.
 	for want, destinations := range map[Media][]string{
 		MediaHTML: {"document", "iframe", "empty"},
 		MediaText: {"script", "font", "style", "image", "worker"},
 	} {
 		for _, destination := range destinations {
-			if got := Negotiate([]string{"*/*"}, destination); got != want {
-				t.Errorf("Sec-Fetch-Dest %s gets %d, want %d", destination, got, want)
-			}
+			wantEqual(t, "Sec-Fetch-Dest "+destination, Negotiate([]string{"*/*"}, destination), want)
 		}
 	}
 }
@@ -52,9 +46,7 @@ func TestAcceptsGzip(t *testing.T) {
 	for accept, want := range map[string]bool{
 		"gzip": true, "br, GZIP ;q=0.5": true, "": false, "gzip;q=0": false, "gzip;q=2": false, "br": false, "identity": false,
 	} {
-		if got := AcceptsGzip([]string{accept}); got != want {
-			t.Errorf("Accept-Encoding %q: %t, want %t", accept, got, want)
-		}
+		wantEqual(t, "Accept-Encoding "+accept, AcceptsGzip([]string{accept}), want)
 	}
 }
 
@@ -81,9 +73,7 @@ func FuzzNegotiate(f *testing.F) {
 		if !slices.Contains([]Media{MediaHTML, MediaJSON, MediaText}, got) {
 			t.Fatalf("got %d", got)
 		}
-		if joined := Negotiate([]string{one + "," + two}, ""); joined != got {
-			t.Errorf("two lines give %d, the same joined %d", got, joined)
-		}
+		wantEqual(t, "two lines, and the same joined", Negotiate([]string{one + "," + two}, ""), got)
 		if strings.Trim(one+two, ", \t") == "" && got != MediaHTML {
 			t.Errorf("nothing accepted in particular gives %d", got)
 		}

@@ -57,9 +57,7 @@ func TestPageIsRefreshedRegularlyAndWhenItIsWanted(t *testing.T) {
 		})
 	}
 	for _, n := range []int{30, 62, 63, 64, 1000, math.MaxInt} {
-		if got := retryPause(n); got != refreshInterval {
-			t.Errorf("after %d failures the pause is %s", n, got)
-		}
+		wantEqual(t, "pause after many failures", retryPause(n), refreshInterval)
 	}
 }
 
@@ -81,9 +79,7 @@ func TestRefreshThatIsWantedDuringAnotherComesAfterIt(t *testing.T) {
 			p.RefreshNow()
 		}
 		time.Sleep(time.Minute)
-		if n := host.requests(); n != 2 {
-			t.Errorf("fetched %d times, want twice", n)
-		}
+		wantEqual(t, "fetches", host.requests(), 2)
 	})
 }
 
@@ -114,9 +110,7 @@ func TestStatus(t *testing.T) {
 		"failed, fetched":             "ok now; no message; <p>New.",
 	} {
 		p := New(source)
-		if got := p.Status(); got != (Status{Source: "https://page.example/page", State: "fetching", ShowsMessage: true}) {
-			t.Errorf("a new page is %+v", got)
-		}
+		wantEqual(t, "a new page", p.Status(), Status{Source: "https://page.example/page", State: "fetching", ShowsMessage: true})
 		for step := range strings.SplitSeq(then, ", ") {
 			steps[step](p)
 		}
@@ -130,9 +124,7 @@ func TestStatus(t *testing.T) {
 		}
 		message := map[bool]string{true: "message", false: "no message"}[status.ShowsMessage]
 		got := strings.TrimSuffix(status.State+when+" "+status.Error, " ") + "; " + message + "; " + shown
-		if got != want {
-			t.Errorf("%s: got %s\nwant %s", then, got, want)
-		}
+		wantEqual(t, then, got, want)
 	}
 }
 
@@ -149,12 +141,10 @@ func TestStoredCopy(t *testing.T) {
 		t.Errorf("got %+v (%v)", c, err)
 	}
 	later := *c
-	if later.FetchedAt = now(); !c.SameAs(&later) {
-		t.Error("a copy is another one when it is fetched later")
-	}
-	if later.ETag = "v2"; c.SameAs(&later) {
-		t.Error("a copy is the same with another ETag")
-	}
+	later.FetchedAt = now()
+	wantEqual(t, "the same when it is fetched later", c.SameAs(&later), true)
+	later.ETag = "v2"
+	wantEqual(t, "the same with another ETag", c.SameAs(&later), false)
 	for raw, want := range map[string]string{
 		"":                                     "unexpected end of JSON",
 		"<p>Mine.":                             "invalid character",

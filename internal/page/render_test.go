@@ -5,6 +5,7 @@ import (
 	"compress/gzip"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"maps"
 	"net/http"
@@ -44,9 +45,7 @@ func TestDefaultPageSaysWhatTheSwitchSays(t *testing.T) {
 		if got.ContentType != "text/html; charset=utf-8" || unzip(t, got.Gzip) != html {
 			t.Errorf("%+v: the page is %s, and compressed another", test.content, got.ContentType)
 		}
-		if text := string(PlainText(test.content)); text != test.text {
-			t.Errorf("%+v: plain text is %q, want %q", test.content, text, test.text)
-		}
+		wantEqual(t, "plain text", string(PlainText(test.content)), test.text)
 		var want, problem map[string]any
 		wanted := `{"title":"Service Unavailable","status":503,` + test.problem + `"retry_after":7,"maintenance":true}`
 		if err := errors.Join(json.Unmarshal([]byte(wanted), &want), json.Unmarshal(Problem(test.content, 7), &problem)); err != nil {
@@ -83,9 +82,7 @@ func TestCustomPageIsShownInItsCharset(t *testing.T) {
 			t.Fatalf("%s as %q: %v", test.page, test.given, err)
 		}
 		got := newTestView(c).HTML(t.Context(), hostile, nil)
-		if got.ContentType != test.contentType || string(got.HTML) != test.shown {
-			t.Errorf("%s as %q: got %s %q\nwant %s %q", test.page, test.given, got.ContentType, got.HTML, test.contentType, test.shown)
-		}
+		wantEqual(t, fmt.Sprintf("%s as %q", test.page, test.given), got.ContentType+" "+string(got.HTML), test.contentType+" "+test.shown)
 	}
 }
 
@@ -104,9 +101,7 @@ func TestSecondsRoundUp(t *testing.T) {
 	for d, want := range map[time.Duration]int64{
 		-time.Hour: 1, 0: 1, time.Nanosecond: 1, time.Second: 1, 1500 * time.Millisecond: 2, 90 * time.Second: 90, 24 * time.Hour: 86400,
 	} {
-		if got := Seconds(d); got != want {
-			t.Errorf("%s is %d seconds, want %d", d, got, want)
-		}
+		wantEqual(t, d.String(), Seconds(d), want)
 	}
 }
 
@@ -128,6 +123,14 @@ func TestCountDownIsSpread(t *testing.T) {
 		if n := len(seen); n < int(most)/2 {
 			t.Errorf("%s before the end 1000 clients get %d different times, want many", end, n)
 		}
+	}
+}
+
+// wantEqual fails the test unless something is as wanted.
+func wantEqual[T comparable](t *testing.T, what string, got, want T) {
+	t.Helper()
+	if got != want {
+		t.Errorf("%s: got %.500v, want %.500v", what, got, want)
 	}
 }
 

@@ -14,9 +14,7 @@ var (
 
 func wantHTML(t *testing.T, v *View, content Content, want string) {
 	t.Helper()
-	if got := string(v.HTML(t.Context(), content, nil).HTML); got != want {
-		t.Errorf("a visitor gets %.200q, want %.200q", got, want)
-	}
+	wantEqual(t, "what a visitor gets", string(v.HTML(t.Context(), content, nil).HTML), want)
 }
 
 // A page is rendered, and compressed, once for each content and not for each visitor.
@@ -43,32 +41,24 @@ func TestPageIsRenderedBeforeVisitorsCome(t *testing.T) {
 		v.page.apply(testCopy(html), nil)
 		if last := v.cached.Load(); last != nil {
 			wantHTML(t, v, hello, "<p>Hello.") // without rendering the new copy
-			if v.cached.Load() != last {
-				t.Error("a visitor has rendered the new copy")
-			}
+			wantEqual(t, "what is rendered when a visitor has come", v.cached.Load(), last)
 		}
 		v.Render(hello, nil)
 		rendered := v.cached.Load()
-		if rendered == nil || rendered.copy != v.page.Copy() {
-			t.Fatal("Render has not rendered the copy")
-		}
+		wantEqual(t, "the copy that is rendered", rendered.copy, v.page.Copy())
 		v.Render(hello, nil)
-		if v.HTML(t.Context(), hello, nil) != rendered.render() || v.cached.Load() != rendered {
-			t.Error("a visitor has rendered the page again")
-		}
+		wantEqual(t, "what a visitor gets", v.HTML(t.Context(), hello, nil), rendered.render())
+		wantEqual(t, "what is rendered", v.cached.Load(), rendered)
 	}
 	wantHTML(t, v, hello, "<b>Hello.")
 	wantHTML(t, v, Content{}, "<b>")
 
+	// A page without placeholders is rendered once and for all.
 	v.page.apply(testCopy("<p>Mine."), nil)
-	if v.page.Copy().document == nil {
-		t.Error("a page without placeholders is not rendered before visitors come")
-	}
+	wantEqual(t, "it is to be rendered", v.page.Copy().document == nil, false)
 	v.Render(hello, nil)
 	wantHTML(t, v, hello, "<p>Mine.")
-	if v.cached.Load() != nil {
-		t.Error("a rendering is kept that nobody is shown")
-	}
+	wantEqual(t, "what is kept that nobody is shown", v.cached.Load(), nil)
 }
 
 // What is rendered for a maintenance is not kept after it, also not for a visitor or a
@@ -79,41 +69,32 @@ func TestRenderingEndsWithTheMaintenance(t *testing.T) {
 	v.Render(hello, over)
 	close(over)
 	v.Forget()
-	if v.HTML(t.Context(), hello, over); v.cached.Load() != nil {
-		t.Error("a visitor who comes late has the page kept")
-	}
-	if v.Render(hello, over); v.cached.Load() != nil {
-		t.Error("a refresh that comes late has the page kept")
-	}
+	v.HTML(t.Context(), hello, over)
+	wantEqual(t, "what a visitor who comes late has kept", v.cached.Load(), nil)
+	v.Render(hello, over)
+	wantEqual(t, "what a refresh that comes late has kept", v.cached.Load(), nil)
 }
 
 func TestVisitorsWaitForTheCopyInStorage(t *testing.T) {
 	stock := string(Default(Content{}).HTML)
 	synctest.Test(t, func(t *testing.T) {
-		for name, end := range map[string]func(*Page, context.CancelFunc){
-			"there is one":        func(p *Page, _ context.CancelFunc) { p.Restore(testCopy("<p>Mine.")) },
-			"there is none":       func(p *Page, _ context.CancelFunc) { p.Restore(nil) },
-			"a newer one is here": func(p *Page, _ context.CancelFunc) { p.apply(testCopy("<p>Mine."), nil) },
-			"the visitor leaves":  func(_ *Page, leave context.CancelFunc) { leave() },
+		for _, test := range []struct {
+			end  func(*Page, context.CancelFunc)
+			want string
+		}{
+			{func(p *Page, _ context.CancelFunc) { p.Restore(testCopy("<p>Stored.")) }, "<p>Stored."},
+			{func(p *Page, _ context.CancelFunc) { p.apply(testCopy("<p>Newer."), nil) }, "<p>Newer."},
+			{func(p *Page, _ context.CancelFunc) { p.Restore(nil) }, stock},
+			{func(_ *Page, leave context.CancelFunc) { leave() }, stock},
 		} {
 			p := New(Source{})
-			v := NewView(p)
 			ctx, leave := context.WithCancel(t.Context())
-			var shown *Document
-			go func() { shown = v.HTML(ctx, Content{}, nil) }()
+			shown := make(chan string, 1)
+			go func() { shown <- string(NewView(p).HTML(ctx, Content{}, nil).HTML) }()
 			synctest.Wait()
-			if shown != nil {
-				t.Fatalf("%s: a visitor does not wait", name)
-			}
-			end(p, leave)
-			synctest.Wait()
-			want := stock
-			if p.Copy() != nil {
-				want = "<p>Mine."
-			}
-			if shown == nil || string(shown.HTML) != want {
-				t.Errorf("%s: a visitor gets %v, want %s", name, shown, want)
-			}
+			wantEqual(t, "visitors who do not wait", len(shown), 0)
+			test.end(p, leave)
+			wantEqual(t, "what a visitor gets", <-shown, test.want)
 			leave()
 		}
 	})
