@@ -1,10 +1,7 @@
 package e2e
 
 import (
-	"fmt"
-	"io"
 	"net/http"
-	"net/http/httptest"
 	"testing"
 
 	"github.com/chromedp/chromedp"
@@ -57,7 +54,7 @@ fetch(location.href, {headers: {Accept: "application/json"}})
 func TestVisitorSeesTheWholeCustomPage(t *testing.T) {
 	const until = "2999-01-31T03:00:00Z"
 	for _, directives := range []string{"", `header Content-Security-Policy "default-src 'self'"`} {
-		s := startShopWithPage(t, customPage, directives)
+		s := startShop(t, "page APP/page.html", directives)
 		s.maintenance("on", "shop", "--message", message, "--until", until)
 		v := newVisitor(t)
 		v.opens(s.url, http.StatusServiceUnavailable)
@@ -74,14 +71,7 @@ func TestVisitorSeesTheWholeCustomPage(t *testing.T) {
 // A cut off EventSource gives up on the 503, and one that the app makes anew, as the
 // reference says, gets through when the site is open again.
 func TestEventSourceOpensAgainIfTheAppMakesANewOne(t *testing.T) {
-	app := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		w.Header().Set("Content-Type", "text/event-stream")
-		_, _ = io.WriteString(w, "retry: 100\n\n")
-		_ = http.NewResponseController(w).Flush()
-		<-r.Context().Done()
-	}))
-	t.Cleanup(app.Close)
-	s := startShop(t, "", fmt.Sprintf("handle /events {\nreverse_proxy %s\n}", app.Listener.Addr()))
+	s := startShop(t, "", "")
 	v := newVisitor(t)
 	v.opens(s.url, http.StatusOK)
 	if err := v.run(chromedp.Evaluate(`

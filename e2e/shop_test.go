@@ -3,10 +3,10 @@ package e2e
 import (
 	"bytes"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"image"
 	"image/png"
+	"io"
 	"math/rand/v2"
 	"net"
 	"net/http"
@@ -20,61 +20,22 @@ import (
 	"testing"
 )
 
-// shop is a site that can be put into maintenance, the app behind it, and the
-// Caddy that runs both, with directories and an admin endpoint of its own.
+// shop is a site that can be put into maintenance, in front of an app, and the Caddy that
+// runs it, with directories and an admin endpoint of its own.
 type shop struct {
-	t      *testing.T
-	dir    string
-	assets string // what the site serves in maintenance, too
-	url    string
-	admin  string // address
+	t     *testing.T
+	dir   string
+	url   string
+	admin string // address
 }
 
-// startShop runs the site with further subdirectives of its maintenance
-// directive and further directives of the site, and returns when it is serving.
+// startShop runs the site with further subdirectives of its maintenance directive and
+// further directives of the site, where APP stands for the URL of the app. It returns when
+// the site is served and its pages have been fetched.
 func startShop(t *testing.T, subdirectives, directives string) *shop {
 	t.Helper()
-	dir := t.TempDir()
-	s := &shop{
-		t:      t,
-		dir:    dir,
-		assets: filepath.Join(dir, "assets"),
-		url:    "http://localhost:" + freePort(t),
-		admin:  "127.0.0.1:" + freePort(t),
-	}
-	write(t, filepath.Join(s.assets, "style.css"), []byte(`#message { color: rgb(0, 128, 0) }`))
-	var logo bytes.Buffer
-	if err := png.Encode(&logo, image.NewGray(image.Rect(0, 0, 64, 32))); err != nil {
-		t.Fatal(err)
-	}
-	write(t, filepath.Join(s.assets, "logo.png"), logo.Bytes())
-	s.run(s.caddyfile(freePort(t), subdirectives, directives))
-	eventually(t, "Caddy runs its config", func() bool {
-		_, err := s.states()
-		return err == nil
-	})
-	return s
-}
-
-// startShopWithPage does the same, and has the site's page on another server,
-// from which it has been fetched on return.
-func startShopWithPage(t *testing.T, page, directives string) *shop {
-	t.Helper()
-	host := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
-		w.Header().Set("Content-Type", "text/html; charset=utf-8")
-		fmt.Fprint(w, page)
-	}))
-	t.Cleanup(host.Close)
-	s := startShop(t, "page "+host.URL+"/page.html", directives)
-	eventually(t, "the page has been fetched", func() bool {
-		states, err := s.states()
-		return err == nil && slices.Equal(states, []string{"ok"})
-	})
-	return s
-}
-
-func (s *shop) caddyfile(appPort, subdirectives, directives string) string {
-	return fmt.Sprintf(`{
+	s := &shop{t: t, dir: t.TempDir(), url: "http://localhost:" + freePort(t), admin: "127.0.0.1:" + freePort(t)}
+	s.run(strings.ReplaceAll(fmt.Sprintf(`{
 	admin %s
 	auto_https off
 	default_bind 127.0.0.1
@@ -88,34 +49,54 @@ func (s *shop) caddyfile(appPort, subdirectives, directives string) string {
 		%s
 	}
 	%s
-	handle_path /maintenance-assets/* {
-		root %q
-		file_server
-	}
-	handle {
-		reverse_proxy 127.0.0.1:%s
-	}
+	reverse_proxy APP
+}
+`, s.admin, filepath.Join(s.dir, "storage"), s.url, subdirectives, directives), "APP", newApp(t)))
+	eventually(t, "Caddy runs its config and has fetched its pages", func() bool {
+		states, err := s.states()
+		return err == nil && !slices.ContainsFunc(states, func(state string) bool { return state != "ok" })
+	})
+	return s
 }
 
-http://:%[7]s {
-	header Content-Type "text/html; charset=utf-8"
-	respond "<!DOCTYPE html><title>Shop</title><h1>Welcome to the shop</h1>"
-}
-`, s.admin, filepath.Join(s.dir, "storage"), s.url, subdirectives, directives, s.assets, appPort)
-}
-
-func write(t *testing.T, path string, content []byte) {
+// newApp runs an app, which has the page of a maintenance and its assets, too.
+func newApp(t *testing.T) (url string) {
 	t.Helper()
-	if err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o700), os.WriteFile(path, content, 0o600)); err != nil {
+	const html = "text/html; charset=utf-8"
+	var logo bytes.Buffer
+	if err := png.Encode(&logo, image.NewGray(image.Rect(0, 0, 64, 32))); err != nil {
 		t.Fatal(err)
 	}
+	app := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		contentType, body := html, "<!DOCTYPE html><title>Shop</title><h1>Welcome to the shop</h1>"
+		switch r.URL.Path {
+		case "/page.html":
+			body = customPage
+		case "/maintenance-assets/style.css":
+			contentType, body = "text/css", "#message { color: rgb(0, 128, 0) }"
+		case "/maintenance-assets/logo.png":
+			contentType, body = "image/png", logo.String()
+		case "/events":
+			contentType, body = "text/event-stream", "retry: 100\n\n"
+		}
+		w.Header().Set("Content-Type", contentType)
+		_, _ = io.WriteString(w, body)
+		if r.URL.Path == "/events" {
+			_ = http.NewResponseController(w).Flush()
+			<-r.Context().Done()
+		}
+	}))
+	t.Cleanup(app.Close)
+	return app.URL
 }
 
 // run starts Caddy and ends it with the test.
 func (s *shop) run(caddyfile string) {
 	s.t.Helper()
 	path := filepath.Join(s.dir, "Caddyfile")
-	write(s.t, path, []byte(caddyfile))
+	if err := os.WriteFile(path, []byte(caddyfile), 0o600); err != nil {
+		s.t.Fatal(err)
+	}
 	log, err := os.Create(filepath.Join(s.dir, "caddy.log"))
 	if err != nil {
 		s.t.Fatal(err)
