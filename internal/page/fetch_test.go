@@ -98,59 +98,60 @@ func TestBadPageIsAnErrorThatTellsNoSecret(t *testing.T) {
 	}
 }
 
-func TestGoodPageLeavesNoConnection(t *testing.T) {
-	large := "<p>" + strings.Repeat("x", maxSize-3)
-	for want, serve := range map[string]http.HandlerFunc{
-		"<p>Small.": answers(html, "<p>Small."),
-		large:       compressed(large),
-		"<p>Mine.":  hops(5),
-		"bob hunter2 token=hunter3 caddy-maintenance": func(w http.ResponseWriter, r *http.Request) {
-			user, password, _ := r.BasicAuth()
-			answers(html, strings.Join([]string{user, password, r.URL.RawQuery, r.UserAgent()}, " "))(w, r)
-		},
-	} {
-		synctest.Test(t, func(t *testing.T) { _ = newHost(t, serve).expect(want, "") })
-	}
-}
-
 // G9
-func TestPagesOverHTTPS(t *testing.T) {
+func TestPagesOverHTTPAndHTTPS(t *testing.T) {
+	large := "<p>" + strings.Repeat("x", maxSize-3)
+	asked := func(w http.ResponseWriter, r *http.Request) {
+		user, password, _ := r.BasicAuth()
+		answers(html, strings.Join([]string{user, password, r.URL.RawQuery, r.UserAgent()}, " "))(w, r)
+	}
+	largeHeaders := func(w http.ResponseWriter, _ *http.Request) {
+		for range 20 {
+			w.Header().Add("X-Filler", filler)
+		}
+	}
 	for name, test := range map[string]struct {
 		serve     http.HandlerFunc
 		page, err string
+		onlyHTTPS bool
 	}{
-		"good":         {answers(html, "<p>Mine."), "<p>Mine.", ""},
-		"redirect":     {redirects("/hops-0"), "<p>Mine.", ""},
-		"other host":   {redirects("//other.example/hops-0"), "<p>Mine.", ""},
-		"to http":      {redirects("http://page.example/hops-0"), "", "followed is one to https or to the same scheme, host and port"},
-		"endless body": {endless, "", tooLarge},
-		"large headers": {func(w http.ResponseWriter, _ *http.Request) {
-			for range 20 {
-				w.Header().Add("X-Filler", filler)
-			}
-		}, "", "header list"},
+		"small":         {answers(html, "<p>Mine."), "<p>Mine.", "", false},
+		"largest":       {compressed(large), large, "", false},
+		"redirected":    {hops(5), "<p>Mine.", "", false},
+		"as asked for":  {asked, "bob hunter2 token=hunter3 caddy-maintenance", "", false},
+		"endless body":  {endless, "", tooLarge, false},
+		"other host":    {redirects("//other.example/hops-0"), "<p>Mine.", "", true},
+		"to http":       {redirects("http://page.example/hops-0"), "", "followed is one to https or to the same scheme", true},
+		"large headers": {largeHeaders, "", "header list", true},
 	} {
-		t.Run(name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				_ = newHost(t, func(w http.ResponseWriter, r *http.Request) {
-					if r.Host == "other.example" && r.Header.Get("Authorization")+r.Header.Get("Referer")+r.URL.RawQuery != "" {
-						t.Errorf("the host that was led to is told %s %s", r.URL, r.Header)
-					}
-					if r.ProtoMajor != 2 {
-						t.Errorf("fetched by %s, want HTTP/2", r.Proto)
-					}
-					if r.URL.Path == "/page" {
-						test.serve(w, r)
-					} else {
-						hops(5)(w, r)
-					}
-				}, (*httptest.Server).StartTLS).expect(test.page, test.err)
+		for protocol, start := range map[int]func(*httptest.Server){1: (*httptest.Server).Start, 2: (*httptest.Server).StartTLS} {
+			if protocol == 1 && test.onlyHTTPS {
+				continue
+			}
+			t.Run(fmt.Sprint(name, protocol), func(t *testing.T) {
+				synctest.Test(t, func(t *testing.T) {
+					_ = newHost(t, func(w http.ResponseWriter, r *http.Request) {
+						if r.Host == "other.example" && r.Header.Get("Authorization")+r.Header.Get("Referer")+r.URL.RawQuery != "" {
+							t.Errorf("the host that was led to is told %s %s", r.URL, r.Header)
+						}
+						wantEqual(t, "protocol", r.ProtoMajor, protocol)
+						if r.URL.Path == "/page" {
+							test.serve(w, r)
+						} else {
+							hops(5)(w, r)
+						}
+					}, start).expect(test.page, test.err)
+				})
 			})
-		})
+		}
 	}
 }
 
-func TestPageThatHasNotChangedIsNotSentAgain(t *testing.T) {
+// Neither a page that has not changed, nor an ETag that is too long: many servers refuse a
+// request of more than some 8 KiB, and what a host once said is kept in storage.
+//
+// G9
+func TestWhatAHostHasSaidIsNotSentAgain(t *testing.T) {
 	const modified = "Mon, 02 Jan 2006 15:04:05 GMT"
 	synctest.Test(t, func(t *testing.T) {
 		etag := `"v1"`
@@ -163,38 +164,22 @@ func TestPageThatHasNotChangedIsNotSentAgain(t *testing.T) {
 			w.Header().Set("Last-Modified", modified)
 			answers(html, "<p>"+strings.Trim(etag, `"`))(w, r)
 		})
-		first, err := host.fetch(nil)
-		if err != nil || string(first.HTML) != "<p>v1" {
-			t.Fatalf("got %v (%v)", first, err)
-		}
-		if again, err := host.fetch(first); again != nil || err != nil {
-			t.Errorf("got %v (%v), want that nothing has changed", again, err)
-		}
-		host.expectAllClosed()
-		etag = `"v2"`
-		if second, err := host.fetch(first); err != nil || string(second.HTML) != "<p>v2" {
-			t.Errorf("got %v (%v), want v2", second, err)
-		}
-	})
-}
-
-// What a host once said about a page, and is kept in storage, must not keep it from
-// being fetched: many servers refuse a request of more than some 8 KiB.
-//
-// G9
-func TestLongETagIsNotSentBack(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		host := newHost(t, func(w http.ResponseWriter, r *http.Request) {
-			if n := len(r.Header.Get("If-None-Match")); n > 0 {
-				t.Errorf("an ETag of %d bytes is sent", n)
+		expect := func(last *Copy, want string) *Copy {
+			t.Helper()
+			c, err := host.fetch(last)
+			if (c == nil) != (want == "") || err != nil || c != nil && string(c.HTML) != want {
+				t.Fatalf("got %.100v (%v), want %q", c, err, want)
 			}
-			w.WriteHeader(http.StatusNotModified)
-		})
-		last := testCopy("<p>")
-		last.ETag = `"` + strings.Repeat("x", 32<<10) + `"`
-		if _, err := host.fetch(last); err == nil || !strings.Contains(err.Error(), "status 304") {
-			t.Errorf("got %v, want status 304 refused, which was not asked for", err)
+			host.expectAllClosed()
+			return c
 		}
+		first := expect(nil, "<p>v1")
+		expect(first, "")
+		etag = `"v2"`
+		second := expect(first, "<p>v2")
+		etag = `"` + strings.Repeat("x", 32<<10) + `"`
+		second.ETag = etag
+		expect(second, "<p>"+strings.Trim(etag, `"`))
 	})
 }
 
