@@ -167,8 +167,11 @@ func TestReloadDuringTheFirstReadBlocksNobody(t *testing.T) {
 		if _, err := before.join("shop", false); err != nil {
 			t.Fatal(err)
 		}
-		after, _ := newTestApp(t, storage, "shop") // which reads it, too
+		synctest.Wait()
 		end()
+		before.expect(t, "shop", "unknown")
+		wantEqual(t, "kind, which requests wait for", before.sites["shop"].Current().Kind(), site.Loading)
+		after, _ := newTestApp(t, storage, "shop") // which reads it, too
 		before.unload()
 		wantEqual(t, "kind, which requests wait for", after.sites["shop"].Current().Kind(), site.Loading)
 		answer()
@@ -682,7 +685,7 @@ func pauseOn(op, key string) (fault func(context.Context, string, string) error,
 func wantEqual[T comparable](t *testing.T, what string, got, want T) {
 	t.Helper()
 	if got != want {
-		t.Errorf("%s: got %v, want %v", what, got, want)
+		t.Errorf("%s: got %.500s, want %.500s", what, fmt.Sprint(got), fmt.Sprint(want))
 	}
 }
 
@@ -691,7 +694,7 @@ func eventuallyEqual[T comparable](t *testing.T, what string, get func() T, want
 	t.Helper()
 	eventually(t, func() error {
 		if got := get(); got != want {
-			return fmt.Errorf("%s: got %v, want %v", what, got, want)
+			return fmt.Errorf("%s: got %.500s, want %.500s", what, fmt.Sprint(got), fmt.Sprint(want))
 		}
 		return nil
 	})

@@ -756,25 +756,21 @@ func (s *server) fetchAgain(host *pageHost) {
 	host.untilAsked(s.t, "/", asked+1)
 }
 
-func (s *server) shows(path, want string) error {
+// shown is what a browser gets.
+func (s *server) shown(path string) string {
 	s.t.Helper()
 	got := s.do(http.MethodGet, path, http.Header{"Accept": {"text/html"}})
-	if got.StatusCode != 503 || got.body != want {
-		return fmt.Errorf("%s shows %d %.200q\nwant %.200q", path, got.StatusCode, got.body, want)
-	}
-	return nil
+	return fmt.Sprint(got.StatusCode, " ", got.body)
 }
 
 func (s *server) wantPage(path, want string) {
 	s.t.Helper()
-	if err := s.shows(path, want); err != nil {
-		s.t.Error(err)
-	}
+	wantEqual(s.t, path, s.shown(path), "503 "+want)
 }
 
 func (s *server) untilPage(path, want string) {
 	s.t.Helper()
-	eventually(s.t, func() error { return s.shows(path, want) })
+	eventuallyEqual(s.t, path, func() string { return s.shown(path) }, "503 "+want)
 }
 
 // visitALot has visitors come, who all must get the same.
