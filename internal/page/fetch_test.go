@@ -241,14 +241,14 @@ type host struct {
 
 	mu    sync.Mutex
 	asked map[string]int // by host
-	open  int            // connections
+	open  int            // connections, but those that are hijacked
 }
 
 func newHost(t *testing.T, serve http.HandlerFunc, start ...func(*httptest.Server)) *host {
 	t.Helper()
 	h := &host{Fetcher: NewFetcher(), t: t, conns: make(chan net.Conn), closed: make(chan struct{}), asked: make(map[string]int)}
 	h.close = sync.OnceFunc(func() { close(h.closed) })
-	var handlers sync.WaitGroup // those that have hijacked too
+	var handlers sync.WaitGroup // those that have hijacked, too, whose clients must hang up
 	t.Cleanup(handlers.Wait)
 	server := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		handlers.Add(1)
@@ -261,6 +261,16 @@ func newHost(t *testing.T, serve http.HandlerFunc, start ...func(*httptest.Serve
 	server.Listener.Close()
 	server.Listener = h
 	server.EnableHTTP2 = true
+	server.Config.ConnState = func(_ net.Conn, state http.ConnState) {
+		h.mu.Lock()
+		defer h.mu.Unlock()
+		switch state {
+		case http.StateNew:
+			h.open++
+		case http.StateClosed, http.StateHijacked:
+			h.open--
+		}
+	}
 	start = append(start, (*httptest.Server).Start)
 	start[0](server)
 	t.Cleanup(server.Close)
@@ -326,25 +336,7 @@ func (h *host) dial(ctx context.Context, _, _ string) (net.Conn, error) {
 	case <-ctx.Done():
 		return nil, ctx.Err()
 	}
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	h.open++
-	return &clientConn{Conn: here, host: h}, nil
-}
-
-type clientConn struct {
-	net.Conn
-	host *host
-	once sync.Once
-}
-
-func (c *clientConn) Close() error {
-	c.once.Do(func() {
-		c.host.mu.Lock()
-		defer c.host.mu.Unlock()
-		c.host.open--
-	})
-	return c.Conn.Close()
+	return here, nil
 }
 
 func (h *host) Accept() (net.Conn, error) {
