@@ -253,13 +253,9 @@ func TestMaintenanceEndsByItself(t *testing.T) {
 		go newFollower(a).watchClock()
 		until := time.Now().Add(time.Minute)
 		options := fmt.Sprintf(`{"until": %q}`, until.Format(time.RFC3339Nano))
-		if err := errors.Join(a.put(t, "shop", options), a.put(t, "wiki", options)); err != nil {
-			t.Fatal(err)
-		}
+		noError(t, errors.Join(a.put(t, "shop", options), a.put(t, "wiki", options)))
 		clear := func(g site.Given) site.Mutation { return site.Patch{Options: g} }
-		if err := a.switchTo(t, "wiki", clear, `{"until": null}`); err != nil {
-			t.Fatal(err)
-		}
+		noError(t, a.switchTo(t, "wiki", clear, `{"until": null}`))
 		time.Sleep(time.Minute - 1)
 		a.expect(t, "shop", "on")
 		time.Sleep(time.Nanosecond)
@@ -315,17 +311,13 @@ func (a *App) put(t *testing.T, name, options string) error {
 
 func (a *App) turnOn(t *testing.T, name string) {
 	t.Helper()
-	if err := a.put(t, name, ""); err != nil {
-		t.Fatal(err)
-	}
+	noError(t, a.put(t, name, ""))
 }
 
 func (a *App) switchTo(t *testing.T, name string, mutation func(site.Given) site.Mutation, options string) error {
 	t.Helper()
 	given, err := optionParser().Body([]byte("{" + strings.Trim(options, "{}") + "}"))
-	if err != nil {
-		t.Fatal(err)
-	}
+	noError(t, err)
 	return a.switchSite(a.sites[name], mutation(given), site.Cause{Source: site.SourceAPI})
 }
 
@@ -506,9 +498,7 @@ func TestRequestInFlightIsCountedThoughItsConfigHasGone(t *testing.T) {
 func TestSwitchWithSlowBodyIsAboutTheSiteThatIsThere(t *testing.T) {
 	s := start(t, "maintenance shop")
 	conn, err := net.Dial("tcp", strings.TrimPrefix(s.admin, "http://"))
-	if err != nil {
-		t.Fatal(err)
-	}
+	noError(t, err)
 	defer conn.Close()
 	fmt.Fprintf(conn, "PUT /maintenance/shop HTTP/1.1\r\nHost: %s\r\nContent-Length: 2\r\nExpect: 100-continue\r\n\r\n", conn.RemoteAddr())
 	reader := bufio.NewReader(conn)
@@ -621,18 +611,14 @@ func (s *server) drains(release func(), finished <-chan int) {
 func TestValidationHasNoSideEffects(t *testing.T) {
 	s := prepare(t)
 	s.storage.set(shopKey, `{"version": 1, "enabled": true}`)
-	if err := s.validate(`maintenance shop`); err != nil {
-		t.Fatal(err)
-	}
+	noError(t, s.validate(`maintenance shop`))
 	wantEqual(t, "values stored", s.storage.stores.Load(), 0)
 	noSiteIsLeft(t)
 }
 
 func TestAdminAPIWithoutConfigSaysSo(t *testing.T) {
 	s := start(t, `maintenance shop`)
-	if err := caddy.Stop(); err != nil {
-		t.Fatal(err)
-	}
+	noError(t, caddy.Stop())
 	const want = "no config is running; Caddy is still loading one, or was started without: try again"
 	got := s.api(http.MethodGet, "/maintenance", "")
 	wantEqual(t, "status", got.StatusCode, 503)
@@ -679,6 +665,14 @@ func pauseOn(op, key string) (fault func(context.Context, string, string) error,
 			return ctx.Err()
 		}
 	}, operations, func() { close(answered) }
+}
+
+// noError ends the test if there is an error.
+func noError(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
 }
 
 // wantEqual fails the test unless something is as wanted.

@@ -117,9 +117,7 @@ func TestConfigThatFailsLeavesThePagesAsTheyAre(t *testing.T) {
 	}
 	s.failLate(good)
 	expectOld("a config that fails when its apps have started")
-	if err := s.validate(good); err != nil {
-		t.Error(err)
-	}
+	noError(t, s.validate(good))
 	expectOld("validation")
 	s.reload(shopWith("page.html"))
 	s.untilPage("/", "<p>New.")
@@ -129,9 +127,7 @@ func TestConfigThatFailsLeavesThePagesAsTheyAre(t *testing.T) {
 func TestPageOverHTTPIsWarnedOfOnce(t *testing.T) {
 	s := prepare(t)
 	location := "http://bob:hunter2@192.0.2.1/page?hunter3"
-	if err := s.validate("handle /wiki/* {\n" + siteWith("wiki", location) + "\n}\n" + shopWith(location)); err != nil {
-		t.Fatal(err)
-	}
+	noError(t, s.validate("handle /wiki/* {\n"+siteWith("wiki", location)+"\n}\n"+shopWith(location)))
 	s.logged(`"warn"`, "page comes over http", `"page":"http://192.0.2.1/page"`)
 	wantEqual(t, "warnings", s.countLogged("page comes over http"), 1)
 	wantEqual(t, "secrets", s.countLogged("hunter"), 0)
@@ -360,9 +356,7 @@ func TestReloadsWithAHostThatHangsLeaveNothingBehind(t *testing.T) {
 		return nil
 	})
 	wantEqual(t, "fetches that a reload has ended logged as failed", s.countLogged("page cannot be fetched", host.URL+"/1"), 0)
-	if err := caddy.Stop(); err != nil {
-		t.Fatal(err)
-	}
+	noError(t, caddy.Stop())
 	noPageIsLeft(t)
 }
 
@@ -704,9 +698,7 @@ func noSecretIn(t *testing.T, text string) {
 func (s *server) tellsNoSecret() {
 	s.t.Helper()
 	content, err := os.ReadFile(s.log)
-	if err != nil {
-		s.t.Fatal(err)
-	}
+	noError(s.t, err)
 	noSecretIn(s.t, string(content))
 	noSecretIn(s.t, s.api(http.MethodGet, "/maintenance", "").body)
 	s.storage.mu.Lock()
@@ -719,9 +711,7 @@ func (s *server) tellsNoSecret() {
 func running(t *testing.T) *App {
 	t.Helper()
 	app, err := runningApp()
-	if err != nil {
-		t.Fatal(err)
-	}
+	noError(t, err)
 	return app
 }
 
@@ -729,9 +719,7 @@ func running(t *testing.T) *App {
 func (s *server) pages(site string) []page.Status {
 	s.t.Helper()
 	var got struct{ Pages []page.Status }
-	if err := json.Unmarshal([]byte(s.api(http.MethodGet, "/maintenance/"+site, "").body), &got); err != nil {
-		s.t.Fatal(err)
-	}
+	noError(s.t, json.Unmarshal([]byte(s.api(http.MethodGet, "/maintenance/"+site, "").body), &got))
 	return got.Pages
 }
 
@@ -795,9 +783,7 @@ func within(t *testing.T, what string, limit time.Duration, do func()) {
 func copyKeyOf(t *testing.T, location string) string {
 	t.Helper()
 	source, err := page.ParseSource(location)
-	if err != nil {
-		t.Fatal(err)
-	}
+	noError(t, err)
 	return copyKey(source)
 }
 
@@ -832,7 +818,5 @@ func changeDir(t *testing.T) (dir string) {
 
 func writeFile(t *testing.T, path, content string) {
 	t.Helper()
-	if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
-		t.Fatal(err)
-	}
+	noError(t, os.WriteFile(path, []byte(content), 0o600))
 }

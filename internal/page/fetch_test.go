@@ -284,9 +284,7 @@ func newHost(t *testing.T, serve http.HandlerFunc, start ...func(*httptest.Serve
 		transport.TLSClientConfig.ServerName = "example.com" // which the certificate is for
 	}
 	source, err := ParseSource(scheme + userinfo + "page.example/page" + query)
-	if err != nil {
-		t.Fatal(err)
-	}
+	noError(t, err)
 	h.source = source
 	return h
 }

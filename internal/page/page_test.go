@@ -85,9 +85,7 @@ func TestRefreshThatIsWantedDuringAnotherComesAfterIt(t *testing.T) {
 
 func TestStatus(t *testing.T) {
 	source, err := ParseSource("https://bob:hunter2@page.example/page?hunter3")
-	if err != nil {
-		t.Fatal(err)
-	}
+	noError(t, err)
 	old := testCopy("<p>Old. {maintenance.message}")
 	old.FetchedAt = threeUTC
 	steps := map[string]func(*Page){
@@ -131,9 +129,7 @@ func TestStatus(t *testing.T) {
 func TestStoredCopy(t *testing.T) {
 	stored := func(html, charset string) string {
 		raw, err := json.Marshal(Copy{HTML: []byte(html), Charset: charset, ETag: "v1", LastModified: "now", FetchedAt: threeUTC})
-		if err != nil {
-			t.Fatal(err)
-		}
+		noError(t, err)
 		return string(raw)
 	}
 	c, err := ParseCopy([]byte(stored("<p>\xfc", "iso-8859-1")))
@@ -168,9 +164,7 @@ func TestFileIsReadAgain(t *testing.T) {
 	dir := changeDir(t)
 	writeFile(t, "page.html", "<p>Old.")
 	source, c, err := Check("page.html")
-	if err != nil {
-		t.Fatal(err)
-	}
+	noError(t, err)
 	p, f := New(source), NewFetcher()
 	p.Restore(c)
 	const named = "New. Its name says that it is HTML."

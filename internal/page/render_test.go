@@ -48,9 +48,7 @@ func TestDefaultPageSaysWhatTheSwitchSays(t *testing.T) {
 		wantEqual(t, "plain text", string(PlainText(test.content)), test.text)
 		var want, problem map[string]any
 		wanted := `{"title":"Service Unavailable","status":503,` + test.problem + `"retry_after":7,"maintenance":true}`
-		if err := errors.Join(json.Unmarshal([]byte(wanted), &want), json.Unmarshal(Problem(test.content, 7), &problem)); err != nil {
-			t.Fatal(err)
-		}
+		noError(t, errors.Join(json.Unmarshal([]byte(wanted), &want), json.Unmarshal(Problem(test.content, 7), &problem)))
 		if !maps.Equal(problem, want) {
 			t.Errorf("%+v: the problem is %v, want %v", test.content, problem, want)
 		}
@@ -126,6 +124,14 @@ func TestCountDownIsSpread(t *testing.T) {
 	}
 }
 
+// noError ends the test if there is an error.
+func noError(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
 // wantEqual fails the test unless something is as wanted.
 func wantEqual[T comparable](t *testing.T, what string, got, want T) {
 	t.Helper()
@@ -146,12 +152,8 @@ func newTestView(c *Copy) *View {
 func unzip(t *testing.T, compressed []byte) string {
 	t.Helper()
 	reader, err := gzip.NewReader(bytes.NewReader(compressed))
-	if err != nil {
-		t.Fatal(err)
-	}
+	noError(t, err)
 	unzipped, err := io.ReadAll(reader)
-	if err != nil {
-		t.Fatal(err)
-	}
+	noError(t, err)
 	return string(unzipped)
 }

@@ -16,14 +16,10 @@ import (
 // G7, G9
 func TestFIFOIsRefusedAtOnce(t *testing.T) {
 	dir := changeDir(t)
-	if err := syscall.Mkfifo("fifo.html", 0o600); err != nil {
-		t.Fatal(err)
-	}
+	noError(t, syscall.Mkfifo("fifo.html", 0o600))
 	// Whoever opens it after all reads nothing, and does not wait for ever.
 	writer, err := os.OpenFile("fifo.html", os.O_RDWR, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
+	noError(t, err)
 	time.AfterFunc(time.Second, func() { writer.Close() })
 	_, _, err = Check("fifo.html")
 	if want := filepath.Join(dir, "fifo.html") + " is not a regular file"; err == nil || !strings.Contains(err.Error(), want) {

@@ -62,9 +62,7 @@ func TestBypassLink(t *testing.T) {
 		}
 		for _, slash := range []string{"", "/"} {
 			u, err := url.ParseRequestURI(before + testLink + slash)
-			if err != nil {
-				t.Fatal(err)
-			}
+			noError(t, err)
 			got, secret, ok := ParseBypassLink(u)
 			if !ok || got != want || secret != testSecret {
 				t.Errorf("%q: got %q, secret %q, %t, want %q", before, got, secret, ok, want)

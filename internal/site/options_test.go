@@ -110,9 +110,7 @@ func TestRecordOfANewerVersion(t *testing.T) {
 		raw := fmt.Appendf(nil, `{"version": 1, "enabled": true, "colour": {"red": 1},
 			"retry_after": %q, "hold": %[1]q, "terminate_after": %[1]q}`, text)
 		r, err := ParseRecord(raw, time.ParseDuration)
-		if err != nil {
-			t.Fatal(err)
-		}
+		noError(t, err)
 		for i, got := range []Duration{r.RetryAfter, r.Hold, r.TerminateAfter} {
 			wantEqual(t, "duration", got, Duration{text, want[i]})
 		}

@@ -24,9 +24,7 @@ var (
 func given(t *testing.T, body string) Given {
 	t.Helper()
 	g, err := parser.Body([]byte(body))
-	if err != nil {
-		t.Fatal(err)
-	}
+	noError(t, err)
 	return g
 }
 
@@ -34,13 +32,19 @@ func given(t *testing.T, body string) Given {
 func stored(t *testing.T, version int64, enabled bool, since time.Time, o Options) Read {
 	t.Helper()
 	r, err := newRecord(version, enabled, since, o)
-	if err != nil {
-		t.Fatal(err)
-	}
+	noError(t, err)
 	if r, err = ParseRecord(r.raw, time.ParseDuration); err != nil {
 		t.Fatal(err)
 	}
 	return Read{Record: r}
+}
+
+// noError ends the test if there is an error.
+func noError(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
 }
 
 // wantEqual fails the test unless something is as wanted.
@@ -93,9 +97,7 @@ func TestEveryStateMeetsEverySwitch(t *testing.T) {
 			if r != nil {
 				wantEqual(t, "a later version", r.Version > s.Current().Version(), true)
 				again, err := ParseRecord(r.Raw(), time.ParseDuration)
-				if err != nil {
-					t.Fatal(err)
-				}
+				noError(t, err)
 				restarted := New("shop", now)
 				apply(s, Read{Record: r}, now)
 				apply(restarted, Read{Record: again}, now)
@@ -241,9 +243,7 @@ func TestPendingRecordIsLeftToItsSwitch(t *testing.T) {
 	s := New("shop", now)
 	apply(s, Read{}, now)
 	r, err := Configured{Site: s}.Mutate(On{given(t, "{}")}, now)
-	if err != nil {
-		t.Fatal(err)
-	}
+	noError(t, err)
 	s.PendingVersion.Store(r.Version)
 	wantEqual(t, "changes by a sync", len(apply(s, Read{Record: r}, now)), 0)
 	if got := slices.Collect(s.Apply(Read{Record: r}, Cause{Source: SourceAPI}, now)); len(got) != 1 || got[0].Cause.Source != SourceAPI {
