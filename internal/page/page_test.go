@@ -95,33 +95,38 @@ func TestStatus(t *testing.T) {
 		"unchanged":   func(p *Page) { p.apply(nil, nil) },
 		"fetched":     func(p *Page) { p.apply(testCopy("<p>New."), nil) },
 	}
-	for then, want := range map[string]string{
-		"none stored":                 "fetching; message; ",
-		"restored":                    "stale old; message; <p>Old. ",
-		"failed":                      "failed broken; message; ",
-		"failed, restored":            "stale old broken; message; <p>Old. ",
-		"restored, unchanged":         "ok now; message; <p>Old. ",
-		"fetched":                     "ok now; no message; <p>New.",
-		"restored, fetched":           "ok now; no message; <p>New.",
-		"fetched, restored":           "ok now; no message; <p>New.",
-		"restored, unchanged, failed": "stale now broken; message; <p>Old. ",
-		"failed, fetched":             "ok now; no message; <p>New.",
+	type seen struct {
+		state, fetched, err string
+		showsMessage        bool
+		page                string
+	}
+	for then, want := range map[string]seen{
+		"none stored":                 {"fetching", "never", "", true, ""},
+		"restored":                    {"stale", "long ago", "", true, "<p>Old. "},
+		"failed":                      {"failed", "never", "broken", true, ""},
+		"failed, restored":            {"stale", "long ago", "broken", true, "<p>Old. "},
+		"restored, unchanged":         {"ok", "now", "", true, "<p>Old. "},
+		"fetched":                     {"ok", "now", "", false, "<p>New."},
+		"restored, fetched":           {"ok", "now", "", false, "<p>New."},
+		"fetched, restored":           {"ok", "now", "", false, "<p>New."},
+		"restored, unchanged, failed": {"stale", "now", "broken", true, "<p>Old. "},
+		"failed, fetched":             {"ok", "now", "", false, "<p>New."},
 	} {
 		p := New(source)
 		wantEqual(t, "a new page", p.Status(), Status{Source: "https://page.example/page", State: "fetching", ShowsMessage: true})
 		for step := range strings.SplitSeq(then, ", ") {
 			steps[step](p)
 		}
-		status, shown := p.Status(), ""
-		if c := p.Copy(); c != nil {
-			shown = string(NewView(p).HTML(t.Context(), Content{}, nil).HTML)
-		}
-		when := map[bool]string{true: " now", false: ""}[time.Since(status.FetchedAt) < time.Minute]
+		status := p.Status()
+		got := seen{status.State, "never", status.Error, status.ShowsMessage, ""}
 		if status.FetchedAt.Equal(threeUTC) {
-			when = " old"
+			got.fetched = "long ago"
+		} else if late := time.Since(status.FetchedAt); late >= 0 && late < time.Minute {
+			got.fetched = "now"
 		}
-		message := map[bool]string{true: "message", false: "no message"}[status.ShowsMessage]
-		got := strings.TrimSuffix(status.State+when+" "+status.Error, " ") + "; " + message + "; " + shown
+		if p.Copy() != nil {
+			got.page = string(NewView(p).HTML(t.Context(), Content{}, nil).HTML)
+		}
 		wantEqual(t, then, got, want)
 	}
 }
