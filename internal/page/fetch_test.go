@@ -36,7 +36,7 @@ var badPages = map[string]struct {
 	want  string
 }{
 	"silent":       {saysNothing, silence},
-	"silent body":  {begins(saysNothing), silence},
+	"silent body":  {beginsOnly, silence},
 	"drip":         {hijacks(ok+"Content-Type: text/html\r\n\r\n<!DOCTYPE html>", drip), silence},
 	"drip headers": {hijacks(ok, drip), silence},
 
@@ -264,10 +264,10 @@ func newHost(t *testing.T, serve http.HandlerFunc, start ...func(*httptest.Serve
 	server.Config.ConnState = func(_ net.Conn, state http.ConnState) {
 		h.mu.Lock()
 		defer h.mu.Unlock()
-		switch state {
-		case http.StateNew:
+		if state == http.StateNew {
 			h.open++
-		case http.StateClosed, http.StateHijacked:
+		}
+		if state == http.StateClosed || state == http.StateHijacked {
 			h.open--
 		}
 	}
@@ -417,17 +417,16 @@ func bomb(w http.ResponseWriter, r *http.Request) {
 // saysNothing takes a request and leaves it at that.
 func saysNothing(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() }
 
-// begins sends the beginning of a page, and leaves the rest to another.
-func begins(next http.HandlerFunc) http.HandlerFunc {
-	return func(w http.ResponseWriter, r *http.Request) {
-		answers(html, "<!DOCTYPE html>")(w, r)
-		w.(http.Flusher).Flush()
-		next(w, r)
-	}
+// beginsOnly sends the beginning of a page, and leaves it at that.
+func beginsOnly(w http.ResponseWriter, r *http.Request) {
+	answers(html, "<!DOCTYPE html>")(w, r)
+	w.(http.Flusher).Flush()
+	saysNothing(w, r)
 }
 
 func endless(w http.ResponseWriter, r *http.Request) {
-	begins(func(w http.ResponseWriter, _ *http.Request) { repeat(filler)(w) })(w, r)
+	answers(html, "<!DOCTYPE html>")(w, r)
+	repeat(filler)(w)
 }
 
 // hijacks answers with what is no good HTTP, and hangs up.
