@@ -219,7 +219,7 @@ func TestSwitchRefreshAndReloadRenderThePage(t *testing.T) {
 	s.put("shop", `{"message": "New."}`)
 	noVisitorRenders("switched")
 	s.reload(shopWith(host.URL))
-	eventuallyEqual(t, "the config that has taken over", shownOf().page.user.Load, running(t).pages)
+	eventuallyEqual(t, "it has taken over", func() bool { return shownOf().page.user.Load() == running(t).pages }, true)
 	noVisitorRenders("reloaded")
 
 	// And it is forgotten with the maintenance.
@@ -475,9 +475,12 @@ func TestPageThatCannotBeStoredIsShownNevertheless(t *testing.T) {
 	s.untilPages("shop", "ok")
 	s.wantPage("/", "<p>Mine.")
 	s.logged(`"warn"`, "the copy of a page cannot be written to storage", `"page":"`+host.URL+`"`, "disk full")
+	s.fetchAgain(host)
+	s.fetchAgain(host) // when the copy before is about to be stored in vain
 	s.storage.setFault(nil)
 	s.put("shop", "")
 	s.untilStored(withSecrets(host.URL), "Mine")
+	wantEqual(t, "failures logged", s.countLogged("cannot be written to storage"), 1)
 	s.tellsNoSecret()
 }
 
