@@ -71,6 +71,29 @@ func TestSwitchDoesNotWaitForEverAndMayTakeEffectLate(t *testing.T) {
 	})
 }
 
+// What a sync reads during a switch is left to the switch. If that fails after all, the
+// record is read again at once, and not only when all are.
+func TestSwitchThatFailsOnceItIsStoredTakesEffectSoon(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		storage := newTestStorage(t)
+		a, _ := newTestApp(t, storage, "shop")
+		go newFollower(a).run()
+		time.Sleep(defaultSyncInterval)
+		storage.setFault(func(_ context.Context, op, key string) error {
+			if op != "store" || key != store.MarkerKey {
+				return nil
+			}
+			storage.set(store.MarkerKey, "of another instance")
+			time.Sleep(2 * defaultSyncInterval)
+			a.expect(t, "shop", "off")
+			return errors.New("disk full")
+		})
+		wantEqual(t, "switched", a.put(t, "shop", "") == nil, false)
+		time.Sleep(2 * defaultSyncInterval)
+		a.expect(t, "shop", "on")
+	})
+}
+
 // G3, G9
 func TestConfigLoadsWhileStorageHangs(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
