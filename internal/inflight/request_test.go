@@ -22,30 +22,31 @@ import (
 
 func TestContextOfARequest(t *testing.T) {
 	type key struct{}
-	for name, end := range map[string]func(q *Request, leave context.CancelFunc){
-		"terminated":      func(q *Request, _ context.CancelFunc) { q.terminate() },
-		"client has left": func(_ *Request, leave context.CancelFunc) { leave() },
-	} {
+	for _, terminated := range []bool{true, false} { // or else the client leaves
 		outer, leave := context.WithCancel(context.WithValue(t.Context(), key{}, "value"))
 		defer leave()
 		q := new(Set).Add(nil, httptest.NewRequestWithContext(outer, http.MethodGet, "/", nil), nil)
 		derived, cancel := context.WithCancel(q.Context())
 		defer cancel()
-		check := func(when string, want error) {
+		expect := func(want error) {
 			t.Helper()
 			for _, ctx := range []context.Context{q.Context(), derived} {
 				// A cause of its own, reverse_proxy would take for a failure of the upstream.
 				if !errors.Is(ctx.Err(), want) || context.Cause(ctx) != want || ctx.Value(key{}) != "value" {
-					t.Errorf("%s, %s: a context says %v %v %v", name, when, ctx.Err(), context.Cause(ctx), ctx.Value(key{}))
+					t.Errorf("terminated: %t, a context says %v %v %v", terminated, ctx.Err(), context.Cause(ctx), ctx.Value(key{}))
 				}
 			}
 		}
-		check("before", nil)
-		end(q, leave)
+		expect(nil)
+		if terminated {
+			q.terminate()
+		} else {
+			leave()
+		}
 		<-derived.Done()
-		check("after", context.Canceled)
-		if terminated := name == "terminated"; (outer.Err() == nil) != terminated {
-			t.Errorf("%s: the outer context says %v", name, outer.Err())
+		expect(context.Canceled)
+		if (outer.Err() == nil) != terminated {
+			t.Errorf("terminated: %t, the outer context says %v", terminated, outer.Err())
 		}
 	}
 }
@@ -192,16 +193,18 @@ func TestNothingIsSentAfterTermination(t *testing.T) {
 	}
 }
 
-// Whoever is outside of the gate goes on with a request that is found as it leaves.
-func TestRequestThatIsDoneIsLeftAlone(t *testing.T) {
+// A request is terminated once, and not at all when it is done: whoever is outside of the
+// gate goes on with it.
+func TestTerminateEndsWhatIsNotDone(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var s Set
 		server := new(serverConn)
 		q := s.Add(server, httptest.NewRequest(http.MethodGet, "/", nil), nil)
+		add(&s)
 		found := s.All()
 		q.Done()
-		if n := Terminate(found); len(found) != 1 || n != 0 {
-			t.Errorf("%d found, %d terminated, want 1 and none", len(found), n)
+		if first, again := Terminate(found), Terminate(found); len(found) != 2 || first != 1 || again != 0 {
+			t.Errorf("%d found, %d and then %d terminated, want 2, 1 and none", len(found), first, again)
 		}
 		pass(time.Minute)
 		if q.Context().Err() != nil || serve(q, sendBody) != "false <nil>" || server.takeBroken() != "" {
@@ -219,17 +222,6 @@ func pass(d time.Duration) {
 func sendBody(w http.ResponseWriter, _ *http.Request) error {
 	_, err := w.Write([]byte("body"))
 	return err
-}
-
-func TestRequestIsTerminatedOnce(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		var s Set
-		add(&s)
-		add(&s)
-		if first, again := Terminate(s.All()), Terminate(s.All()); first != 2 || again != 0 {
-			t.Errorf("%d and then %d were terminated, want 2 and none", first, again)
-		}
-	})
 }
 
 // The connection
@@ -297,6 +289,52 @@ func TestConnectionIsLeftToTheNextRequest(t *testing.T) {
 		}
 	})
 }
+
+// A client that is still sending is not kept from reading the answer, and its connection is
+// closed: there may be more of the upload on its way. Others keep theirs.
+func TestUploadUnderWayGetsTheAnswer(t *testing.T) {
+	var s Set
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		q := s.Add(w, r, nil)
+		defer q.Done()
+		unanswered, _ := q.Serve(r.WithContext(q.Context()), func(_ http.ResponseWriter, r *http.Request) error {
+			_, _ = r.Body.Read(make([]byte, 1))
+			Terminate([]*Request{q})
+			<-r.Context().Done()
+			return nil
+		})
+		if unanswered {
+			w := q.TakeOver()
+			w.WriteHeader(http.StatusServiceUnavailable)
+			_, _ = io.WriteString(w, "page")
+		}
+	}))
+	defer server.Close()
+	for name, length := range map[string]int64{"chunked": -1, "of known length": 1 << 40, "none": 0} {
+		for range 10 {
+			var upload io.Reader
+			if length != 0 {
+				upload = endless{}
+			}
+			request, _ := http.NewRequestWithContext(t.Context(), http.MethodPost, server.URL, upload)
+			request.ContentLength = length
+			answer, err := server.Client().Do(request)
+			if err != nil {
+				t.Fatalf("%s: %v", name, err)
+			}
+			body, err := io.ReadAll(answer.Body)
+			answer.Body.Close()
+			if answer.StatusCode != http.StatusServiceUnavailable || string(body) != "page" || err != nil || !answer.Close {
+				t.Errorf("%s: got %d %q %v, closed: %t", name, answer.StatusCode, body, err, answer.Close)
+			}
+		}
+	}
+}
+
+// endless is a body that goes on and on.
+type endless struct{}
+
+func (endless) Read(b []byte) (int, error) { return len(b), nil }
 
 // Nested gates
 

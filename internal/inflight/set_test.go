@@ -100,8 +100,10 @@ func TestSetHasARequestWhereverItMetTheGate(t *testing.T) {
 	}
 }
 
-// G10: whoever holds on to a request that is done, by its context, say, does not hold on
-// to others.
+// Whoever holds on to a request that is done, by its context, say, does not hold on to
+// others.
+//
+// G10
 func TestDoneRequestHoldsOnToNoOther(t *testing.T) {
 	var s Set
 	kept := add(&s)
@@ -113,8 +115,7 @@ func TestDoneRequestHoldsOnToNoOther(t *testing.T) {
 		requests = append(requests, q)
 		if len(requests) > 100 {
 			requests[0].Done()
-			requests[0] = nil
-			requests = requests[1:]
+			requests[0], requests = nil, requests[1:]
 		}
 	}
 	for _, q := range requests {
@@ -122,14 +123,9 @@ func TestDoneRequestHoldsOnToNoOther(t *testing.T) {
 	}
 	clear(requests)
 	runtime.GC()
-	var left int
-	for _, other := range others {
-		if other.Value() != nil {
-			left++
-		}
-	}
-	if left > 0 {
-		t.Errorf("%d of 1000 requests that are done are still in memory", left)
+	others = slices.DeleteFunc(others, func(other weak.Pointer[Request]) bool { return other.Value() == nil })
+	if len(others) > 0 {
+		t.Errorf("%d of 1000 requests that are done are still in memory", len(others))
 	}
 	runtime.KeepAlive(kept)
 }
