@@ -1,126 +1,131 @@
 package maintenance
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"math/rand/v2"
 	"net/http"
-	"net/http/httptest"
 	"os"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
 
-	"github.com/caddyserver/caddy/v2"
-
 	"example.com/caddy-maintenance/internal/store"
 )
 
-// G1, G5, G10: Reloads disturb nothing, and leave nothing behind, while requests are let
-// in, held and blocked, a page is fetched, and another instance switches a site.
+// Reloads disturb nothing, and leave nothing behind, while requests are let in, held,
+// blocked and terminated, a page is fetched, and another instance switches a site.
+// Whatever is switched, a client gets all of the app's answer, a 503, or an error.
+//
+// G1, G5, G10
 func TestReloadsUnderLoad(t *testing.T) {
-	reloads := 200
+	reloads := 80
 	if n, err := strconv.Atoi(os.Getenv("MAINTENANCE_TEST_RELOADS")); err == nil {
 		reloads = n // of a soak
 	}
-	var appRequests, answered, refused atomic.Int64
-	app := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	var appRequests, answered, refused, whole, terminated atomic.Int64
+	app := newApp(t, func(w http.ResponseWriter, r *http.Request) {
 		appRequests.Add(1)
 		select { // some last over several reloads
 		case <-time.After(rand.N(30 * time.Millisecond)):
 		case <-r.Context().Done():
 		}
 		_, _ = io.WriteString(w, "app")
-	}))
-	t.Cleanup(app.Close)
-	pages := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+	})
+	pages := newApp(t, func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", "text/html")
 		_, _ = io.WriteString(w, "<!DOCTYPE html><p>Back soon.</p>")
-	}))
-	t.Cleanup(pages.Close)
+	})
 	s := prepare(t)
-	s.options = "grace_period 10s\nmaintenance {\nsync_interval 100ms\n}"
+	s.options += "grace_period 10s\nmaintenance {\nsync_interval 100ms\n}"
+	s.after = "handle_errors {\nrespond Sorry. 502\n}"
+	here := testApp(t, serveInHalves)
+	proxied := newApp(t, func(w http.ResponseWriter, r *http.Request) { _ = serveInHalves(w, r) })
 	directives := func(n int) string {
-		// Connections to the app that are kept would outlive their config.
-		proxy := "reverse_proxy " + strings.TrimPrefix(app.URL, "http://") + " {\ntransport http {\nkeepalive off\n}\n}"
-		return fmt.Sprintf(`
-			header X-Config %d
-			handle /closed {
-				maintenance closed {
-					page %s
-				}
-				%s
-			}
-			handle /held {
-				maintenance held
-				%[3]s
-			}
-			handle /other {
-				maintenance other
-				%[3]s
-			}
-			handle {
-				maintenance shop
-				%[3]s
-			}`, n, pages.URL+"/"+strconv.Itoa(n%3), proxy)
+		proxy := func(app string) string { // connections that are kept would outlive their config
+			return "reverse_proxy " + app + " {\ntransport http {\nkeepalive off\n}\n}\n}\n"
+		}
+		return fmt.Sprintf("header X-Config %d\nhandle /closed {\nmaintenance closed {\npage http://%s/%d\n}\n", n, pages, n%3) + proxy(app) +
+			"handle /cut/* {\nmaintenance cut\nencode\nerror /cut/failing 502\nhandle /cut/here {\n" + here + "\n}\n" + proxy(proxied) +
+			"handle /held {\nmaintenance held\n" + proxy(app) + "handle /other {\nmaintenance other\n" + proxy(app) +
+			"handle {\nmaintenance shop\n" + proxy(app)
 	}
 	s.reload(directives(0))
 	s.put("closed", "")
 
 	// left is what there is, while it may still become less.
 	left := func() (goroutines int, heap uint64) {
-		client.CloseIdleConnections()
+		clients[0].CloseIdleConnections()
+		clients[1].CloseIdleConnections()
 		runtime.GC()
 		var memory runtime.MemStats
 		runtime.ReadMemStats(&memory)
 		return runtime.NumGoroutine(), memory.HeapAlloc
 	}
-	visitor := &http.Client{Timeout: time.Minute, Transport: &http.Transport{DisableKeepAlives: true}}
 	loaded := 0
 	// storm reloads so many times under load, and returns what is left when that has ended.
 	storm := func(reloads int) (goroutines int, heap uint64) {
 		s.put("held", `{"hold": "5m"}`)
 		var ending atomic.Bool
-		var workers sync.WaitGroup
-		run := func(work func(i int)) {
-			workers.Go(func() {
-				for i := 0; !ending.Load(); i++ {
-					work(i)
-				}
-			})
-		}
-		visit := func(path string, accepted ...int) {
-			got := ask(t.Context(), visitor, s.url+path)
-			if got.err != nil {
-				refused.Add(1) // a connection that the closing listener had not accepted; see send
-				return
-			}
-			if got.body == "app" {
-				answered.Add(1)
-			}
-			for _, code := range accepted {
-				if got.code == code && (code == http.StatusOK) == (got.body == "app") {
+		run, stop := startWorkers()
+		visit := func(path string, accepted ...int) func(int) {
+			return func(int) {
+				got := ask(t.Context(), client, s.url+path)
+				if got.err != nil {
+					refused.Add(1) // a connection that the closing listener had not accepted; see send
 					return
 				}
-			}
-			if !ending.Load() {
-				t.Errorf("%s got %d %.50q", path, got.code, got.body)
+				fromApp := got.body == "app"
+				if fromApp {
+					answered.Add(1)
+				}
+				if (!slices.Contains(accepted, got.StatusCode) || fromApp != (got.StatusCode == 200)) && !ending.Load() {
+					t.Errorf("%s got %d %.50q", path, got.StatusCode, got.body)
+				}
 			}
 		}
 		for range 3 {
-			run(func(int) { visit("/", http.StatusOK) })
-			run(func(int) { visit("/held", http.StatusServiceUnavailable) }) // at each reload
+			run(visit("/", 200))
+			run(visit("/held", 503)) // at each reload
 		}
-		run(func(int) { visit("/closed", http.StatusServiceUnavailable) })
-		run(func(int) { visit("/other", http.StatusOK, http.StatusServiceUnavailable) })
+		run(visit("/closed", 503))
+		run(visit("/other", 200, 503))
 		run(func(i int) {
 			s.storage.set(store.Key("other"), fmt.Sprintf(`{"version": %d, "enabled": %t}`, time.Now().UnixMicro(), i%2 == 0))
 			s.storage.set(store.MarkerKey, fmt.Sprint(i))
 			<-time.After(20 * time.Millisecond)
+		})
+		for i, path := range []string{"here", "proxied?flush", "proxied?length", "here?flush", "here?length&flush", "failing"} {
+			run(func(int) {
+				got := ask(t.Context(), clients[i%2], s.url+"/cut/"+path)
+				switch {
+				case got.err != nil || got.StatusCode == 502 && path == "failing":
+				case got.StatusCode == 503 && strings.Contains(got.body, "Down for maintenance"):
+					terminated.Add(1)
+				case got.StatusCode == 200 && got.body == halves && path != "failing":
+					whole.Add(1)
+				default:
+					t.Errorf("/cut/%s got %d %q", path, got.StatusCode, got.body)
+				}
+			})
+		}
+		run(func(int) {
+			s.api("PUT", "/maintenance/cut", fmt.Sprintf(`{"terminate_after": "%dms"}`, 1+rand.N(4)))
+			s.api("PATCH", "/maintenance/cut", fmt.Sprintf(`{"terminate_after": "%dus"}`, 1+rand.N(4000)))
+			s.api("GET", "/maintenance/cut?wait=10s", "")
+			s.api("DELETE", "/maintenance/cut", "")
+			before := whole.Load()
+			eventually(t, func() error {
+				if !ending.Load() && whole.Load() == before {
+					return errors.New("no request has got so far")
+				}
+				return nil
+			})
 		})
 		for n := range reloads {
 			loaded++
@@ -142,14 +147,10 @@ func TestReloadsUnderLoad(t *testing.T) {
 		}
 		ending.Store(true)
 		s.delete("held")
-		workers.Wait()
-		for _, site := range []string{"shop", "closed", "held", "other"} {
-			eventually(t, func() error {
-				if got := s.status(site); got["in_flight"] != 0.0 || got["held"] != 0.0 {
-					return fmt.Errorf("%v", got)
-				}
-				return nil
-			})
+		stop()
+		for _, site := range []string{"shop", "closed", "held", "other", "cut"} {
+			s.await(site, "in_flight", 0)
+			s.await(site, "held", 0)
 		}
 		return left()
 	}
@@ -157,22 +158,48 @@ func TestReloadsUnderLoad(t *testing.T) {
 	goroutinesAfter, heapAfter := storm(reloads - reloads/4)
 	t.Logf("%d reloads, %d requests to the app, %d not accepted; goroutines %d, then %d; heap %d KiB, then %d",
 		reloads, appRequests.Load(), refused.Load(), goroutines, goroutinesAfter, heap>>10, heapAfter>>10)
+	if terminated.Load() == 0 || whole.Load() == 0 {
+		t.Errorf("%d requests got the page of /cut, and %d the app's answer", terminated.Load(), whole.Load())
+	}
 	if appRequests.Load() != answered.Load() {
 		t.Errorf("%d requests reached the app, and %d were answered", appRequests.Load(), answered.Load())
 	}
 	eventually(t, func() error {
 		goroutinesAfter, heapAfter := left()
-		if goroutinesAfter > goroutines+20 {
-			return fmt.Errorf("%d goroutines, %d after a quarter of the reloads", goroutinesAfter, goroutines)
-		}
-		if heapAfter > heap+heap/2+4<<20 {
-			return fmt.Errorf("a heap of %d bytes, %d after a quarter of the reloads", heapAfter, heap)
+		if goroutinesAfter > goroutines+15 || heapAfter > heap+heap/2+4<<20 {
+			return fmt.Errorf("%d goroutines and a heap of %d bytes, %d and %d after a quarter of the reloads",
+				goroutinesAfter, heapAfter, goroutines, heap)
 		}
 		return nil
 	})
-	if err := caddy.Stop(); err != nil {
-		t.Fatal(err)
+	s.stop()
+}
+
+const halves = "the first half, the second half"
+
+// serveInHalves is an app that takes its time, and heeds its context.
+func serveInHalves(w http.ResponseWriter, r *http.Request) error {
+	isOver := func() bool {
+		select {
+		case <-r.Context().Done():
+			return true
+		case <-time.After(rand.N(4 * time.Millisecond)):
+			return false
+		}
 	}
-	noSiteIsLeft(t)
-	noPageIsLeft(t)
+	if r.URL.Query().Has("length") {
+		w.Header().Set("Content-Length", strconv.Itoa(len(halves)))
+	}
+	if isOver() {
+		return nil
+	}
+	_, _ = io.WriteString(w, halves[:16])
+	if r.URL.Query().Has("flush") {
+		_ = http.NewResponseController(w).Flush()
+	}
+	if isOver() {
+		panic(http.ErrAbortHandler)
+	}
+	_, _ = io.WriteString(w, halves[16:])
+	return nil
 }

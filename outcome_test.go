@@ -1,179 +1,153 @@
 package maintenance
 
 import (
-	"encoding/json"
+	"context"
 	"fmt"
 	"net/http"
-	"net/http/httptest"
-	"os"
 	"strings"
+	"sync"
 	"testing"
-	"time"
+
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 )
 
-func TestAccessLogSaysWhatAMaintenanceDid(t *testing.T) {
+// What is done to each request is in the access log, the placeholder and the metrics.
+func TestOutcomes(t *testing.T) {
 	app := newWitness(t)
-	s := startInFrontOf(t, app, "log\nmaintenance shop {\nbypass /healthz\n}")
-	s.get("/open")
+	site := `
+		log
+		log_append outcome {http.maintenance.outcome}
+		vars /debug log_level debug
+		maintenance shop {
+			bypass /healthz
+			bypass /dead
+		}
+		header X-Outcome "({http.maintenance.outcome})"
+		handle /dead {
+			reverse_proxy localhost:1
+		}`
+	s := start(t, app.behind(site))
+	seenBehind := func(got response, want string) {
+		t.Helper()
+		if got := got.Header.Get("X-Outcome"); got != want {
+			t.Errorf("a handler behind the gate sees the outcome %s, want %s", got, want)
+		}
+	}
+	seenBehind(s.get("/open"), "()")
 	s.put("shop", withSecret)
-	s.get("/blocked")
-	s.get("/healthz")
-	link := s.get(testLink)
-	cookie, _, _ := strings.Cut(link.Header.Get("Set-Cookie"), ";")
+	s.wantStatus("/blocked", 503)
+	s.wantStatus("/debug", 503) // a level that the site sets is kept
+	seenBehind(s.get("/healthz"), "(bypassed)")
+	s.wantStatus("/dead", 502) // what fails of itself is logged as ever
+	cookie, _, _ := strings.Cut(s.get(testLink).Header.Get("Set-Cookie"), ";")
 	s.do(http.MethodGet, "/cookie", http.Header{"Cookie": {cookie}})
 
 	s.put("shop", `{"hold": "5m"}`)
-	held := s.hold(1)
+	held := s.hold(5)
+	if got := s.metrics()["held_requests shop"]; got != 5 {
+		t.Errorf("%v are held, want 5", got)
+	}
 	s.delete("shop")
-	held.expectApp(t)
-	s.put("shop", `{"hold": "100ms"}`)
-	s.get("/too-long")
-
-	want := map[string][3]any{
-		"/open":     {"info", 200.0, nil},
-		"/blocked":  {"info", 503.0, "blocked"},
-		"/healthz":  {"info", 200.0, "bypassed"},
-		"/cookie":   {"info", 200.0, "bypassed"},
-		"/0":        {"info", 200.0, "held"},
-		"/too-long": {"info", 503.0, "blocked"},
+	for range 5 {
+		seenBehind(held.expectApp(t).response, "(released)")
 	}
-	for uri, want := range want {
-		s.logged(`"http.log.access`, `"uri":"`+uri+`"`)
-		if got := s.accessOf(uri); got != want {
-			t.Errorf("%s is logged as %v, want %v", uri, got, want)
-		}
-	}
-}
+	s.await("shop", "held", 0)
+	s.expectAccess("/0", "info 200 held/released")
+	s.put("shop", `{"hold": "1ms"}`)
+	s.wantStatus("/too-long", 503)
 
-func TestAccessLogSaysWhoLeftWhileHeld(t *testing.T) {
-	s := startInFrontOf(t, newWitness(t), "log\nmaintenance shop")
 	s.put("shop", `{"hold": "5m"}`)
-	conn := s.dial("GET /left HTTP/1.1\r\n\r\n")
-	s.awaitHeld(1)
-	conn.Close()
-	s.logged(`"http.log.access`, `"uri":"/left"`)
-	if got, want := s.accessOf("/left"), [3]any{"info", 499.0, "held"}; got != want {
-		t.Errorf("logged as %v, want %v", got, want)
+	ctx, leave := context.WithCancel(t.Context())
+	left := make(visits, 4)
+	for i := range 4 { // with a body, without, and of both protocols
+		left.send(ctx, clients[i%2], s.url+"/left", i)
 	}
-}
-
-func TestAccessLogSaysWhoWasHeldUntilAReload(t *testing.T) {
-	app := newWitness(t)
-	s := startInFrontOf(t, app, "log\nmaintenance shop")
-	s.put("shop", `{"hold": "5m"}`)
-	held := s.hold(1)
-	s.reload(app.directives("log\nmaintenance shop\nheader X-Config new"))
+	s.await("shop", "held", 4)
+	leave()
+	s.await("shop", "held", 0)
+	for i := range 4 {
+		s.expectAccess(fmt.Sprint("/left/", i), "info 499 held")
+	}
+	held = s.hold(1)
+	s.reload(app.behind(site + "\nheader X-Config new"))
 	held.expectPage(t, "1")
-	s.logged(`"http.log.access`, `"uri":"/0"`)
-	if got, want := s.accessOf("/0"), [3]any{"info", 503.0, "blocked"}; got != want {
-		t.Errorf("logged as %v, want %v", got, want)
+	s.expectAccess("/0", "info 503 blocked/blocked")
+
+	for uri, want := range map[string]string{
+		"/open":     "info 200",
+		"/blocked":  "info 503 blocked/blocked",
+		"/debug":    "debug 503 blocked/blocked",
+		"/healthz":  "info 200 bypassed/bypassed",
+		"/dead":     "error 502 bypassed/bypassed",
+		"/cookie":   "info 200 bypassed/bypassed",
+		"/too-long": "info 503 blocked/blocked",
+	} {
+		s.expectAccess(uri, want)
+	}
+	app.expect(t, 8) // none of those who have left
+	got := s.metrics()
+	for outcome, want := range map[string]float64{"blocked": 4, "bypassed": 4, "released": 5, "terminated": 0} {
+		if got := got["requests_total shop "+outcome]; got != want {
+			t.Errorf("%v %s, want %v", got, outcome, want)
+		}
 	}
 }
 
-func TestAccessLogSaysWhatWasCutOff(t *testing.T) {
-	s := start(t, "log\n"+slowShop(t))
-	release, finished := s.slowRequest()
-	defer release()
-	s.put("shop", `{"terminate_after": "1ms"}`)
-	if got := <-finished; got != 503 {
-		t.Errorf("got %d", got)
-	}
-	s.logged(`"http.log.access`, `"uri":"/slow"`)
-	if got, want := s.accessOf("/slow"), [3]any{"info", 503.0, "terminated"}; got != want {
-		t.Errorf("logged as %v, want %v", got, want)
-	}
-}
-
-func TestAccessLogSaysWhatWasCutOffInTheMiddle(t *testing.T) {
-	begun := make(chan struct{})
-	app := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+// What is terminated is counted and logged once: before its answer or in the middle of it,
+// and by a config that has gone. One that does not end stays in flight, though the options
+// change after the cut; so does one that has failed, and whose error route does not end.
+func TestOutcomeOfTermination(t *testing.T) {
+	var here sync.WaitGroup
+	release := make(chan struct{})
+	stubborn := testApp(t, func(http.ResponseWriter, *http.Request) error {
+		here.Done()
+		<-release
+		return nil
+	})
+	begun := newApp(t, func(w http.ResponseWriter, r *http.Request) {
 		_ = http.NewResponseController(w).Flush()
-		close(begun)
+		here.Done()
 		<-r.Context().Done()
-	}))
-	t.Cleanup(app.Close)
-	s := start(t, "log\nmaintenance shop\nhandle {\nreverse_proxy "+strings.TrimPrefix(app.URL, "http://")+"\n}")
-	go ask(t.Context(), holdClients[0], s.url+"/stream")
-	<-begun
-	s.put("shop", `{"terminate_after": "1ms"}`)
-	s.logged(`"http.log.access`, `"uri":"/stream"`)
-	if got, want := s.accessOf("/stream"), [3]any{"info", 200.0, "terminated"}; got != want {
-		t.Errorf("logged as %v, want %v", got, want)
-	}
-}
-
-func TestLevelThatTheSiteSetsIsKept(t *testing.T) {
-	s := start(t, "log\nvars log_level debug\nmaintenance shop")
-	s.put("shop", "")
-	s.get("/blocked")
-	s.logged(`"http.log.access`, `"uri":"/blocked"`)
-	if got, want := s.accessOf("/blocked"), [3]any{"debug", 503.0, "blocked"}; got != want {
-		t.Errorf("logged as %v, want %v", got, want)
-	}
-}
-
-// What fails of itself is logged as ever.
-func TestFailureOfABypassedRequestIsAnError(t *testing.T) {
-	s := start(t, "log\nmaintenance shop {\nbypass /dead\n}\nhandle /dead {\nreverse_proxy localhost:1\n}")
-	s.put("shop", "")
-	s.wantStatus("/dead", 502)
-	s.logged(`"http.log.access`, `"uri":"/dead"`)
-	if got, want := s.accessOf("/dead"), [3]any{"error", 502.0, "bypassed"}; got != want {
-		t.Errorf("logged as %v, want %v", got, want)
-	}
-}
-
-func TestPlaceholderSaysWhatAMaintenanceDid(t *testing.T) {
+	})
 	s := prepare(t)
-	s.reload(`
-		log
-		log_append outcome {http.maintenance.outcome}
-		maintenance shop {
-			bypass /healthz
-		}
-		@bypassed vars {http.maintenance.outcome} bypassed
-		header @bypassed X-For testers
-		respond "outcome {http.maintenance.outcome}"`)
-	expect := func(path, want string) {
-		t.Helper()
-		if got := s.get(path).body; got != "outcome "+want {
-			t.Errorf("%s got %q, want %q", path, got, want)
-		}
+	s.after = "handle_errors {\n" + stubborn + "\n}"
+	directives := "log\n" + slowShop(t) + "\nerror /failing 502\n" +
+		"handle /stream {\nreverse_proxy " + begun + "\n}\nhandle /stubborn {\n" + stubborn + "\n}"
+	s.reload(directives)
+	releaseSlow, slow := s.slowRequest()
+	defer releaseSlow()
+	here.Add(3)
+	var visitors sync.WaitGroup
+	for _, path := range []string{"/stream", "/stubborn", "/failing"} {
+		visitors.Go(func() { ask(t.Context(), clients[0], s.url+path) })
 	}
-	expect("/", "")
-	s.put("shop", `{"hold": "5m"}`)
-	expect("/healthz", "bypassed")
-	answer := make(chan string)
-	go func() { answer <- s.get("/held").body }()
-	s.awaitHeld(1)
-	s.delete("shop")
-	if got := <-answer; got != "outcome released" {
-		t.Errorf("got %q", got)
+	here.Wait()
+	if got := s.metrics()["in_flight_requests shop"]; got != 4 {
+		t.Errorf("%v are in flight, want 4", got)
 	}
-	s.put("shop", "")
-	s.get("/blocked")
-	s.logged(`"uri":"/blocked"`, `"outcome":"blocked"`)
-}
-
-// accessOf returns level, status and field of the last entry of the access log for a URI.
-func (s *server) accessOf(uri string) (found [3]any) {
-	s.t.Helper()
-	content, err := os.ReadFile(s.log)
-	if err != nil {
-		s.t.Fatal(err)
+	s.put("shop", `{"terminate_after": "300ms"}`)
+	s.reload(directives)
+	if got := <-slow; got != 503 {
+		t.Errorf("got %d, want 503", got)
 	}
-	for line := range strings.Lines(string(content)) {
-		var entry struct {
-			Level, Logger string
-			Status        float64
-			Maintenance   any
-			Request       struct{ URI string }
-		}
-		if json.Unmarshal([]byte(line), &entry) == nil && strings.HasPrefix(entry.Logger, "http.log.access") && entry.Request.URI == uri {
-			found = [3]any{entry.Level, entry.Status, entry.Maintenance}
-		}
+	s.logged("cut off what was still in flight", `"site":"shop"`, `"requests":4`)
+	s.await("shop", "in_flight", 2)
+	for i := range 3 {
+		s.patch("shop", fmt.Sprintf(`{"message": "%d"}`, i))
+		shop := siteNamed("shop") // which is terminated again by a timer, and here
+		shop.terminate(shop.inFlight.All(), shop.Current().BlockedSince())
 	}
-	return found
+	got := s.metrics()
+	if got["requests_total shop terminated"] != 4 || got["requests_total shop blocked"] != 0 || got["in_flight_requests shop"] != 2 {
+		t.Errorf("got %v", got)
+	}
+	if n := s.countLogged("cut off what was"); n != 1 {
+		t.Errorf("logged %d times, want once", n)
+	}
+	close(release)
+	visitors.Wait()
+	s.expectAccess("/slow", "info 503 terminated")
+	s.expectAccess("/stream", "info 200 terminated")
 }
 
 // A client that leaves while a site is being read is no error of anybody's.
@@ -181,18 +155,17 @@ func TestClientThatLeavesWhileTheSiteLoadsIsNoError(t *testing.T) {
 	s := prepare(t)
 	hang, answer := hangOn("load", shopKey)
 	s.storage.setFault(hang)
-	s.reload("log\nmaintenance shop")
-	impatient := &http.Client{Timeout: 100 * time.Millisecond, Transport: &http.Transport{DisableKeepAlives: true}}
-	if response, err := impatient.Get(s.url); err == nil {
-		response.Body.Close()
-		t.Fatalf("got %d before the site was read", response.StatusCode)
+	arrived := make(chan struct{}, 2)
+	s.reload("log\nroute {\n" + testMiddleware(t, func(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler) error {
+		arrived <- struct{}{}
+		return next.ServeHTTP(w, r)
+	}) + "\nmaintenance shop\n}")
+	ctx, leave := context.WithCancel(t.Context())
+	go func() { <-arrived; leave() }()
+	if got := ask(ctx, client, s.url); got.err == nil {
+		t.Fatalf("got %d before the site was read", got.StatusCode)
 	}
-	eventually(t, func() error {
-		if entries := s.accessLog(); len(entries) != 1 || !strings.Contains(entries[0], "status:499") || !strings.Contains(entries[0], "level:info") {
-			return fmt.Errorf("the access log has %s, want one request with status 499", entries)
-		}
-		return nil
-	})
+	s.expectAccess("/", "info 499")
 	if n := s.countLogged(`"logger":"http.log.error"`); n > 0 {
 		t.Errorf("%d errors are logged", n)
 	}

@@ -5,13 +5,16 @@ import (
 	"compress/gzip"
 	"fmt"
 	"io"
-	"net"
+	"maps"
 	"net/http"
 	"slices"
 	"strconv"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
+
+	"github.com/caddyserver/caddy/v2"
 
 	"example.com/caddy-maintenance/internal/page"
 )
@@ -28,13 +31,12 @@ func TestClientGetsWhatItAccepts(t *testing.T) {
 	s.put("shop", `{"message": "Back <b>soon</b>."}`)
 	content := page.Content{Message: "Back <b>soon</b>."}
 	whole, problem, text := string(page.Default(content).HTML), string(page.Problem(content, 300)), string(page.PlainText(content))
-	browser := http.Header{"Accept": {"text/html,application/xhtml+xml,*/*;q=0.8"}}
 	for _, test := range []struct {
 		header                          http.Header
 		contentType, encoding, wantBody string
 	}{
 		{nil, html, "", whole},
-		{browser, html, "", whole},
+		{http.Header{"Accept": {"text/html,application/xhtml+xml,*/*;q=0.8"}}, html, "", whole},
 		{http.Header{"Accept-Encoding": {"br, gzip"}}, html, "gzip", whole},
 		{http.Header{"Accept": {"application/json;q=0.9", "text/html;q=0.8"}}, "application/problem+json", "", problem},
 		{http.Header{"Accept": {"image/*,*/*;q=0.8"}, "Accept-Encoding": {"gzip"}}, "text/plain; charset=utf-8", "", text},
@@ -57,135 +59,6 @@ func TestClientGetsWhatItAccepts(t *testing.T) {
 	}
 }
 
-// foreignCacheHeaders tell caches what Cache-Control does not.
-var foreignCacheHeaders = []string{
-	"Expires", "Pragma", "Surrogate-Control", "X-Accel-Expires", "Edge-Control",
-	"CDN-Cache-Control", "Cloudflare-CDN-Cache-Control", "Example-Cache-Control",
-}
-
-func TestResponseIsNeverCachedNorTakenForTheAppsOwn(t *testing.T) {
-	s := start(t, `
-		route {
-			header {
-				ETag "v1"
-				Last-Modified "Mon, 02 Jan 2006 15:04:05 GMT"
-				`+strings.Join(foreignCacheHeaders, " max-age=600\n")+` max-age=600
-				Cache-Control max-age=600
-				Vary Origin
-			}
-			maintenance shop
-		}`)
-	s.put("shop", "")
-	response := s.get("/")
-	for _, name := range append([]string{"ETag", "Last-Modified"}, foreignCacheHeaders...) {
-		if got := response.Header.Values(name); len(got) > 0 {
-			t.Errorf("%s is %q, want none", name, got)
-		}
-	}
-	for name, want := range map[string][]string{
-		"Cache-Control":          {"no-store"},
-		"Retry-After":            {"300"},
-		"Content-Type":           {html},
-		"Content-Length":         {strconv.Itoa(len(response.body))},
-		"X-Content-Type-Options": {"nosniff"},
-		"Referrer-Policy":        {"no-referrer"},
-		"Vary":                   {"Origin", "Accept, Accept-Encoding"},
-	} {
-		if got := response.Header.Values(name); !slices.Equal(got, want) {
-			t.Errorf("%s is %q, want %q", name, got, want)
-		}
-	}
-	s.delete("shop")
-	if got := s.get("/").Header.Get("ETag"); got != `v1` {
-		t.Errorf("ETag of the app is %q", got)
-	}
-}
-
-// Caddy applies a header directive that deletes anything when the response is written.
-func TestDeferredHeadersDoNotReachThe503(t *testing.T) {
-	s := start(t, `
-		header {
-			-Server
-			Cache-Control "public, max-age=3600"
-			`+strings.Join(foreignCacheHeaders, " max-age=600\n")+` max-age=600
-		}
-		header >ETag "v1"
-		header ?Last-Modified "Mon, 02 Jan 2006 15:04:05 GMT"
-		maintenance shop`)
-	if got := s.get("/").Header.Get("Cache-Control"); got != "public, max-age=3600" {
-		t.Errorf("Cache-Control of the app is %q", got)
-	}
-	s.put("shop", "")
-	response := s.get("/")
-	for name, want := range map[string]string{"Cache-Control": "no-store", "Server": "Caddy"} {
-		if got := response.Header.Get(name); got != want {
-			t.Errorf("%s is %q, want %q", name, got, want)
-		}
-	}
-	for _, name := range append([]string{"ETag", "Last-Modified"}, foreignCacheHeaders...) {
-		if got := response.Header.Values(name); len(got) > 0 {
-			t.Errorf("%s is %q, want none", name, got)
-		}
-	}
-}
-
-func TestRetryAfter(t *testing.T) {
-	s := start(t, `maintenance shop {
-		retry_after 90s
-	}`)
-	retryAfter := func(body string) int {
-		t.Helper()
-		s.put("shop", body)
-		seconds, err := strconv.Atoi(s.get("/").Header.Get("Retry-After"))
-		if err != nil {
-			t.Fatal(err)
-		}
-		return seconds
-	}
-	in := func(d time.Duration) string { return time.Now().Add(d).Format(time.RFC3339Nano) }
-
-	if got := retryAfter(`{}`); got != 90 {
-		t.Errorf("as configured: got %d, want 90", got)
-	}
-	if got := retryAfter(`{"retry_after": "1500ms"}`); got != 2 {
-		t.Errorf("overridden: got %d, want 2, rounded up", got)
-	}
-	if got := retryAfter(`{"retry_after": "1d", "until": "` + in(time.Hour) + `"}`); got != 86400 {
-		t.Errorf("overridden with an end: got %d, want 86400", got)
-	}
-	if got := retryAfter(`{"until": "` + in(time.Hour) + `"}`); got < 3590 || got > 3960 {
-		t.Errorf("counting down: got %d, want 3600 and up to a tenth more", got)
-	}
-	if got := retryAfter(`{"until": "` + in(300*time.Millisecond) + `"}`); got != 1 {
-		t.Errorf("about to end: got %d, want 1", got)
-	}
-	if got := retryAfter(`{"until": "9999-01-01T00:00:00Z"}`); got < 1<<33 {
-		t.Errorf("in the far future: got %d", got)
-	}
-}
-
-// The body of a request that expects to be asked for it is never read.
-func TestRequestThatExpectsIsAnsweredAtOnce(t *testing.T) {
-	s := start(t, `maintenance shop`)
-	s.put("shop", "")
-	conn, err := net.Dial("tcp", strings.TrimPrefix(s.url, "http://"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer conn.Close()
-	fmt.Fprintf(conn, "POST / HTTP/1.1\r\nHost: %s\r\nContent-Length: 1000000\r\nExpect: 100-continue\r\n\r\n", conn.RemoteAddr())
-	response, err := http.ReadResponse(bufio.NewReader(conn), nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if response.StatusCode != 503 || !response.Close {
-		t.Errorf("got %d, closing %t; want 503 and a connection that is closed", response.StatusCode, response.Close)
-	}
-	if _, err := io.ReadAll(response.Body); err != nil {
-		t.Errorf("reading the page: %v", err)
-	}
-}
-
 // unpacked returns the body of a response without its Content-Encoding.
 func unpacked(t *testing.T, r response) string {
 	t.Helper()
@@ -201,4 +74,92 @@ func unpacked(t *testing.T, r response) string {
 		t.Fatal(err)
 	}
 	return string(body)
+}
+
+// foreignCacheHeaders tell caches what Cache-Control does not.
+var foreignCacheHeaders = []string{
+	"Expires", "Pragma", "Surrogate-Control", "X-Accel-Expires", "Edge-Control",
+	"CDN-Cache-Control", "Cloudflare-CDN-Cache-Control", "Example-Cache-Control",
+}
+
+// Headers that a cache or a client would take for the app's own do not reach the 503: from
+// a handler before the gate, as in a route, where the others do, nor from one after it that
+// Caddy applies when the response is written, as it does where one deletes.
+func TestResponseIsNeverCachedNorTakenForTheAppsOwn(t *testing.T) {
+	const lastModified = "Last-Modified \"Mon, 02 Jan 2006 15:04:05 GMT\"\n"
+	fields := strings.Join(foreignCacheHeaders, " max-age=600\n") + " max-age=600\nCache-Control max-age=600\n"
+	for name, test := range map[string]struct {
+		directives string
+		want       http.Header
+	}{
+		"in a route, at once": {
+			"route {\nheader {\nETag v1\n" + lastModified + fields + "Vary Origin\nX-From-Site yes\n}\nmaintenance shop\n}",
+			http.Header{"Vary": {"Origin", "Accept, Accept-Encoding"}, "X-From-Site": {"yes"}, "Server": {"Caddy"}},
+		},
+		"in a route, deferred": {
+			"route {\nheader {\n-Server\nX-From-Site yes\n}\nmaintenance shop\nheader {\nETag v1\n" + lastModified + fields + "}\n}",
+			http.Header{"Vary": {"Accept, Accept-Encoding"}, "X-From-Site": {"yes"}, "Server": nil},
+		},
+		"not in a route, deferred": {
+			"header {\n-Server\nX-From-Site yes\n" + fields + "}\nheader >ETag v1\nheader ?" + lastModified + "maintenance shop",
+			http.Header{"Vary": {"Accept, Accept-Encoding"}, "X-From-Site": nil, "Server": {"Caddy"}},
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := start(t, test.directives)
+			if got := s.get("/").Header; got.Get("Cache-Control") != "max-age=600" || got.Get("ETag") != "v1" || got.Get("X-From-Site") != "yes" {
+				t.Errorf("the headers of the app are %v", got)
+			}
+			s.put("shop", "")
+			response := s.get("/")
+			maps.Copy(test.want, http.Header{
+				"Cache-Control":          {"no-store"},
+				"Retry-After":            {"300"},
+				"Content-Type":           {html},
+				"Content-Length":         {strconv.Itoa(len(response.body))},
+				"X-Content-Type-Options": {"nosniff"},
+				"Referrer-Policy":        {"no-referrer"},
+			})
+			for _, name := range append([]string{"ETag", "Last-Modified"}, foreignCacheHeaders...) {
+				test.want[name] = nil
+			}
+			for name, want := range test.want {
+				if got := response.Header.Values(name); !slices.Equal(got, want) {
+					t.Errorf("%s is %q, want %q", name, got, want)
+				}
+			}
+		})
+	}
+}
+
+// How seconds are rounded, and a count-down spread, package page knows.
+func TestRetryAfter(t *testing.T) {
+	for options, want := range map[string]int64{
+		`{}`:                        90,
+		`{"retry_after": "1500ms"}`: 2,
+		`{"retry_after": "1d", "until": "2000-01-01T01:00:00Z"}`: 86400,
+		`{"until": "2000-01-01T00:00:01Z"}`:                      1,
+		`{"until": "2000-01-01T01:00:00Z"}`:                      3600,
+		`{"until": "9999-01-01T00:00:00Z"}`:                      9223372036, // as far as a duration reaches
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			h := newClosedGate("shop", options)
+			h.RetryAfter = caddy.Duration(90 * time.Second)
+			got, err := strconv.ParseInt(h.visit("/").Header().Get("Retry-After"), 10, 64)
+			if late := got - want; err != nil || late < 0 || late > min(60, want/10) {
+				t.Errorf("%s: got %d %v, want %d or up to a tenth more", options, got, err, want)
+			}
+		})
+	}
+}
+
+// The body of a request that expects to be asked for it is never read.
+func TestRequestThatExpectsIsAnsweredAtOnce(t *testing.T) {
+	s := start(t, `maintenance shop`)
+	s.put("shop", "")
+	conn := s.dial("POST / HTTP/1.1\r\nContent-Length: 1000000\r\nExpect: 100-continue\r\n\r\n")
+	response, body := readAnswer(t, bufio.NewReader(conn))
+	if response.StatusCode != 503 || !response.Close || !strings.Contains(body, "Down for maintenance") {
+		t.Errorf("got %d %q, closing %t; want the page and a connection that is closed", response.StatusCode, body, response.Close)
+	}
 }
