@@ -23,6 +23,7 @@ func setting(variable string, usually int) int {
 // G2, G3, G4: Whatever is done at whichever instance, and whichever of them is killed,
 // the site is what the table of states says.
 func TestRandomSwitchesFollowTheTableOfStates(t *testing.T) {
+	t.Parallel()
 	seed := uint64(setting("MAINTENANCE_TEST_SEED", int(time.Now().UnixNano()&0xffffff)))
 	random := rand.New(rand.NewPCG(seed, 0))
 	t.Logf("MAINTENANCE_TEST_SEED=%d", seed)
@@ -43,7 +44,7 @@ func TestRandomSwitchesFollowTheTableOfStates(t *testing.T) {
 	}
 	now := status{State: "off"}
 	var done []string
-	for n := range setting("MAINTENANCE_TEST_SWITCHES", 200) {
+	for n := range setting("MAINTENANCE_TEST_SWITCHES", 100) {
 		at := random.IntN(len(fleet))
 		i := fleet[at]
 		operation := []string{"PUT", "PATCH", "DELETE", "PUT", "PATCH", "DELETE", "kill", "reload"}[random.IntN(8)]

@@ -9,10 +9,11 @@ import (
 
 // G2
 func TestAnsweredSwitchSurvivesKill(t *testing.T) {
+	t.Parallel()
 	c := newCaddy(t)
 	shop := newSite(t, "shop", newApp(t, welcome))
 	c.start(c.caddyfile(shop))
-	for n := range 50 {
+	for n := range 20 {
 		var answered status
 		want := http.StatusOK
 		if n%2 == 0 {

@@ -30,6 +30,7 @@ import (
 //	run: with <a> = <b>  what takes the place of an example for the rest of the chapter, b
 //	                     being an address, or "a free port"
 func TestDocs(t *testing.T) {
+	t.Parallel()
 	files, err := filepath.Glob("../docs/*.md")
 	if err != nil || len(files) == 0 {
 		t.Fatalf("found %q %v", files, err)

@@ -17,6 +17,7 @@ import (
 
 // G5
 func TestRequestIsInFlightUntilItEnds(t *testing.T) {
+	t.Parallel()
 	for name, begin := range map[string]func(t *testing.T, s site, a *patientApp) exchange{
 		"slow response":      beginSlow,
 		"trickling upload":   beginUpload,
@@ -404,6 +405,7 @@ func leaveUpload(t *testing.T, s site) {
 
 // G5: What is kept out is not in flight, not even for a moment.
 func TestBlockedLoadIsNeverInFlight(t *testing.T) {
+	t.Parallel()
 	c := newCaddy(t)
 	shop := newSite(t, "shop", newApp(t, welcome))
 	c.start(c.caddyfile(shop))
@@ -425,7 +427,7 @@ func TestBlockedLoadIsNeverInFlight(t *testing.T) {
 			})
 		})
 	}
-	for range 1000 {
+	for range 300 {
 		if n := c.status("shop").InFlight; n != 0 {
 			t.Fatalf("%d in flight", n)
 		}
@@ -443,6 +445,7 @@ func returnTime() time.Duration {
 
 // G5
 func TestWaitReturnsWhenLastRequestHasEnded(t *testing.T) {
+	t.Parallel()
 	upstream := newPatientApp(t)
 	c := newCaddy(t)
 	shop := newSite(t, "shop", upstream.app)

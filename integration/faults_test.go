@@ -40,6 +40,7 @@ const (
 
 // G1, G2, G3
 func TestNoFaultOfTheStorageOpensASite(t *testing.T) {
+	t.Parallel()
 	for _, f := range storageFaults {
 		for _, test := range []struct {
 			name string

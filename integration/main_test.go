@@ -3,10 +3,13 @@
 package integration
 
 import (
+	"flag"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
+	"strconv"
 	"testing"
 	"time"
 )
@@ -16,6 +19,9 @@ var binary string
 
 func TestMain(m *testing.M) {
 	runAsCaddy()
+	// Tests wait for processes most of the time, so that more of them run at once than there are cores.
+	_ = flag.Set("test.parallel", strconv.Itoa(max(12, 2*runtime.GOMAXPROCS(0))))
+	flag.Parse()
 	os.Exit(buildAndRun(m))
 }
 

@@ -11,6 +11,7 @@ import (
 
 // G1, G5
 func TestSwitchHoldsFromItsAnswerOn(t *testing.T) {
+	t.Parallel()
 	h := newHammer(t)
 	h.run(func(int) {})
 	if n := h.errors.Load(); n > 0 {
@@ -20,6 +21,7 @@ func TestSwitchHoldsFromItsAnswerOn(t *testing.T) {
 
 // G1, G5
 func TestSwitchHoldsFromItsAnswerOnDuringReloads(t *testing.T) {
+	t.Parallel()
 	h := newHammer(t)
 	h.run(func(n int) {
 		if err := h.caddy.load(h.config(n)); err != nil {
@@ -55,7 +57,7 @@ const (
 )
 
 const (
-	cycles      = 100
+	cycles      = 40 // each of them meets all connections with a request under way
 	connections = 32 // half of them HTTP/1.1, half h2c
 	phaseHeader = "X-Phase"
 )
