@@ -3,7 +3,6 @@ package integration
 import (
 	"bytes"
 	"fmt"
-	"io"
 	"maps"
 	"net"
 	"net/http"
@@ -13,112 +12,68 @@ import (
 )
 
 // A cache in front of Caddy keeps nothing of a maintenance, however long the site and
-// the app let it keep their pages.
+// the app let it keep their pages. The site's header directive is deferred, as it deletes
+// a field.
 func TestCacheInFrontKeepsNothingOfAMaintenance(t *testing.T) {
 	t.Parallel()
 	program := lookUpNginx(t)
 	public := http.Header{"Cache-Control": {"public"}, "X-Accel-Expires": {"3600"}}
-	for config, start := range map[string]func(c *caddy, shop site){
-		"Caddyfile": startWithHeader,
-		"JSON":      startWithHeadersHandler,
+	for _, test := range []struct {
+		name    string
+		header  http.Header // of the app
+		caching string      // as nginx is told
+	}{
+		{"app that says nothing", nil, "proxy_cache_valid any 10m;"},
+		{"app that says public", public, "proxy_cache_valid any 10m;"},
+		{"nginx that heeds only X-Accel-Expires", public, "proxy_ignore_headers Cache-Control Expires;"},
 	} {
-		for _, test := range []struct {
-			name    string
-			header  http.Header // of the app
-			caching string      // as nginx is told
-		}{
-			{"app that says nothing", nil, "proxy_cache_valid any 10m;"},
-			{"app that says public", public, "proxy_cache_valid any 10m;"},
-			{"nginx that heeds only X-Accel-Expires", public, "proxy_ignore_headers Cache-Control Expires;"},
-		} {
-			t.Run(config+", "+test.name, func(t *testing.T) {
-				t.Parallel()
-				c := newCaddy(t)
-				shop := newSite(t, "shop", newApp(t, func(w http.ResponseWriter, r *http.Request) {
-					maps.Copy(w.Header(), test.header)
-					welcome(w, r)
-				}))
-				start(c, shop)
-				testCache(t, c, startNginx(t, program, test.caching, shop))
-			})
-		}
-	}
-}
+		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
+			c := newCaddy(t)
+			shop := newSite(t, "shop", newApp(t, func(w http.ResponseWriter, r *http.Request) {
+				maps.Copy(w.Header(), test.header)
+				welcome(w, r)
+			}))
+			shop.directives = "header {\n-Server\nCache-Control \"public, max-age=3600\"\n}"
+			c.start(c.caddyfile(shop))
+			shop = startNginx(t, program, test.caching, shop)
 
-// testCache visits the site through its cache before, in and after a maintenance.
-func testCache(t *testing.T, c *caddy, shop site) {
-	page := shop.url() + "page"
-	expectCached(t, page, http.StatusOK, "MISS")
-	expectCached(t, page, http.StatusOK, "HIT") // or this would be no cache
-	expectCached(t, page+"?old", http.StatusOK, "MISS")
+			page := shop.url() + "page"
+			expectCached(t, page, http.StatusOK, "MISS")
+			expectCached(t, page, http.StatusOK, "HIT") // or this would be no cache
+			expectCached(t, page+"?old", http.StatusOK, "MISS")
 
-	c.on("shop", `{"bypass_secret": "`+testSecret+`"}`)
-	expectCached(t, page+"?blocked", http.StatusServiceUnavailable, "MISS")
-	expectCached(t, page+"?blocked", http.StatusServiceUnavailable, "MISS")
+			c.on("shop", `{"bypass_secret": "`+testSecret+`"}`)
+			expectCached(t, page+"?blocked", http.StatusServiceUnavailable, "MISS")
+			expectCached(t, page+"?blocked", http.StatusServiceUnavailable, "MISS")
 
-	holder := newTester(t)
-	holder.open(shop, "/.maintenance/"+testSecret)
-	shop.expect(t, http.StatusServiceUnavailable) // which is where the link has led to
-	for _, url := range []string{page + "?holder", page + "?blocked"} {
-		for range 2 {
-			if got, err := fetch(holder.client, url); got != http.StatusOK {
-				t.Errorf("the cookie's holder got %d %v of %s, want 200", got, err, url)
+			holder := newTester()
+			expectCode(t, holder, shop.url()+".maintenance/"+testSecret, http.StatusOK)
+			shop.expect(t, http.StatusServiceUnavailable) // which is where the link has led to
+			for _, url := range []string{page + "?holder", page + "?blocked"} {
+				for range 2 {
+					expectCode(t, holder, url, http.StatusOK)
+					expectCached(t, url, http.StatusServiceUnavailable, "MISS")
+				}
 			}
-			expectCached(t, url, http.StatusServiceUnavailable, "MISS")
-		}
-	}
 
-	c.off("shop")
-	for _, url := range []string{page + "?blocked", page + "?holder", shop.url()} {
-		expectCached(t, url, http.StatusOK, "MISS")
+			c.off("shop")
+			for _, url := range []string{page + "?blocked", page + "?holder", shop.url()} {
+				expectCached(t, url, http.StatusOK, "MISS")
+			}
+			expectCached(t, page+"?old", http.StatusOK, "HIT")
+		})
 	}
-	expectCached(t, page+"?old", http.StatusOK, "HIT")
 }
 
 // expectCached fails the test if a visitor gets another status, or if the cache had
 // something else to do with that.
 func expectCached(t *testing.T, url string, code int, cache string) {
 	t.Helper()
-	response, err := visitors.Get(url)
-	if err != nil {
-		t.Fatal(err)
+	got := ask(visitors, http.MethodGet, url, nil)
+	if cached := got.header.Get("X-Cache"); got.code != code || cached != cache {
+		t.Errorf("%s: a visitor got %d, a cache %s, want %d, %s", url, got.code, cached, code, cache)
 	}
-	defer response.Body.Close()
-	_, _ = io.Copy(io.Discard, response.Body)
-	if got := response.Header.Get("X-Cache"); response.StatusCode != code || got != cache {
-		t.Errorf("%s: a visitor got %d, a cache %s, want %d, %s", url, response.StatusCode, got, code, cache)
-	}
-}
-
-// startWithHeader runs the site with a header directive, deferred as it deletes a field.
-func startWithHeader(c *caddy, shop site) {
-	shop.directives = `header {
-		-Server
-		Cache-Control "public, max-age=3600"
-	}`
-	c.start(c.caddyfile(shop))
-}
-
-// startWithHeadersHandler runs the same as JSON.
-func startWithHeadersHandler(c *caddy, shop site) {
-	path := filepath.Join(c.dir, "caddy.json")
-	write(c.t, path, fmt.Sprintf(`{
-		"admin": {"listen": %q},
-		"storage": {"module": "file_system", "root": %q},
-		"apps": {"http": {"servers": {"main": {
-			"listen": [%q],
-			"automatic_https": {"disable": true},
-			"routes": [{"handle": [
-				{"handler": "maintenance", "site": "shop"},
-				{"handler": "headers", "response": {
-					"deferred": true, "delete": ["Server"], "set": {"Cache-Control": ["public, max-age=3600"]}
-				}},
-				{"handler": "reverse_proxy", "upstreams": [{"dial": %q}]}
-			]}]
-		}}}}
-	}`, c.admin, c.storage, shop.address, shop.upstream))
-	c.run(path)
-	c.awaitRunning()
 }
 
 // nginx
@@ -151,11 +106,8 @@ func startNginx(t *testing.T, program, caching string, s site) site {
 		events {}
 		http {
 			access_log off;
-			client_body_temp_path body;
-			proxy_temp_path proxy;
-			fastcgi_temp_path fastcgi;
-			uwsgi_temp_path uwsgi;
-			scgi_temp_path scgi;
+			client_body_temp_path body; proxy_temp_path proxy; fastcgi_temp_path fastcgi;
+			uwsgi_temp_path uwsgi; scgi_temp_path scgi;
 			proxy_cache_path cache keys_zone=pages:1m;
 			server {
 				listen %s;
@@ -185,10 +137,7 @@ func startNginx(t *testing.T, program, caching string, s site) site {
 	})
 	eventually(t, patience, "nginx listens", func() bool {
 		conn, err := net.Dial("tcp", front.address)
-		if err == nil {
-			conn.Close()
-		}
-		return err == nil
+		return err == nil && conn.Close() == nil
 	})
 	return front
 }

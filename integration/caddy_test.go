@@ -1,7 +1,6 @@
 package integration
 
 import (
-	"bufio"
 	"bytes"
 	"encoding/json"
 	"errors"
@@ -84,18 +83,6 @@ func (c *caddy) run(path string) {
 	if err := c.process.Start(); err != nil {
 		c.t.Fatal(err)
 	}
-}
-
-// stop ends the process as users do.
-func (c *caddy) stop() {
-	c.t.Helper()
-	if got := c.command("stop", "--address", c.admin); got.code != 0 {
-		c.t.Fatalf("caddy stop: got %+v", got)
-	}
-	if err := c.process.Wait(); err != nil {
-		c.t.Fatal(err)
-	}
-	c.process = nil
 }
 
 // kill ends the process as kill -9 does: it gets no chance to clean up.
@@ -182,54 +169,6 @@ func (c *caddy) expect(stdout string, args ...string) {
 	}
 }
 
-// runningCommand is a command line whose output is read as it appears.
-type runningCommand struct {
-	t      *testing.T
-	cmd    *exec.Cmd
-	stdout *bufio.Reader
-	stderr strings.Builder
-}
-
-func startCommand(t *testing.T, c *caddy, args ...string) *runningCommand {
-	t.Helper()
-	r := &runningCommand{t: t, cmd: c.prepare(args...)}
-	r.cmd.Stderr = &r.stderr
-	stdout, err := r.cmd.StdoutPipe()
-	if err == nil {
-		err = r.cmd.Start()
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = r.cmd.Process.Kill() })
-	r.stdout = bufio.NewReader(stdout)
-	return r
-}
-
-func (r *runningCommand) expectLine(want string) {
-	r.t.Helper()
-	if got, err := r.stdout.ReadString('\n'); got != want+"\n" {
-		r.t.Fatalf("got %q %v, want the line %q", got, err, want)
-	}
-}
-
-// wait returns the exit status, when nothing more has been printed.
-func (r *runningCommand) wait() int {
-	r.t.Helper()
-	if rest, _ := io.ReadAll(r.stdout); len(rest) > 0 {
-		r.t.Errorf("more output: %q", rest)
-	}
-	err := r.cmd.Wait()
-	if exited := new(exec.ExitError); err != nil && !errors.As(err, &exited) {
-		r.t.Fatal(err)
-	}
-	checkRaces(r.t, r.stderr.String())
-	if r.stderr.Len() > 0 {
-		r.t.Errorf("on standard error: %q", r.stderr.String())
-	}
-	return r.cmd.ProcessState.ExitCode()
-}
-
 // Admin API
 
 // status is a site as the admin API answers it.
@@ -251,30 +190,17 @@ func (s status) sameSwitch(other status) bool {
 // request sends a request to the admin endpoint; once more if it meets the
 // endpoint of a config that has just been replaced, which closes connections
 // that it has not come to.
-func (c *caddy) request(method, path, body string) (code int, answer string, err error) {
+func (c *caddy) request(method, path, body string) (code int, text string, err error) {
 	for range 10 {
-		code, answer, err = c.requestOnce(method, path, body)
+		got := ask(visitors, method, "http://"+c.admin+path, strings.NewReader(body),
+			"Content-Type", "text/caddyfile", // for /load
+			"Cache-Control", "must-revalidate") // loads a config that is the same, too
+		code, text, err = got.code, got.body, got.err
 		if !errors.Is(err, syscall.ECONNRESET) && !errors.Is(err, syscall.EPIPE) && !errors.Is(err, io.EOF) {
 			break
 		}
 	}
-	return code, answer, err
-}
-
-func (c *caddy) requestOnce(method, path, body string) (code int, answer string, err error) {
-	r, err := http.NewRequest(method, "http://"+c.admin+path, strings.NewReader(body))
-	if err != nil {
-		return 0, "", err
-	}
-	r.Header.Set("Content-Type", "text/caddyfile")   // for /load
-	r.Header.Set("Cache-Control", "must-revalidate") // loads a config that is the same, too
-	response, err := visitors.Do(r)
-	if err != nil {
-		return 0, "", err
-	}
-	defer response.Body.Close()
-	raw, err := io.ReadAll(response.Body)
-	return response.StatusCode, string(raw), err
+	return code, text, err
 }
 
 // try sends a request for a site, and can be used outside of the test's own
@@ -381,6 +307,21 @@ func (c *caddy) recordPath(site string) string {
 // markerPath is where a switch leaves a sign for other instances.
 func (c *caddy) markerPath() string {
 	return filepath.Join(c.storage, "maintenance", "last_switch")
+}
+
+// awaitFile returns what is in the one file of a pattern in Caddy's directory, as soon as a
+// text is in it.
+func (c *caddy) awaitFile(pattern, text string) (content string) {
+	c.t.Helper()
+	eventually(c.t, patience, pattern+" has "+text, func() bool {
+		paths, _ := filepath.Glob(filepath.Join(c.dir, pattern))
+		if len(paths) == 1 {
+			raw, _ := os.ReadFile(paths[0])
+			content = string(raw)
+		}
+		return strings.Contains(content, text)
+	})
+	return content
 }
 
 // readRecord returns the state that is stored for shop.

@@ -26,7 +26,7 @@ func TestAnsweredSwitchSurvivesKill(t *testing.T) {
 		c.kill()
 
 		c.launch(c.caddyfile(shop))
-		if got := firstAnswer(t, shop); got != want {
+		if got := shop.first(t).code; got != want {
 			t.Fatalf("restart %d: the first visitor got %d, want %d", n, got, want)
 		}
 		eventually(t, patience, "the admin API answers", func() bool {
@@ -37,16 +37,6 @@ func TestAnsweredSwitchSurvivesKill(t *testing.T) {
 			return err == nil
 		})
 	}
-}
-
-// firstAnswer returns what the first visitor of a starting Caddy gets.
-func firstAnswer(t *testing.T, s site) (code int) {
-	t.Helper()
-	eventually(t, patience, s.name+" answers", func() bool {
-		code = s.visit()
-		return code != 0
-	})
-	return code
 }
 
 // G2, G3
@@ -62,7 +52,7 @@ func TestMaintenanceEndsWhileCaddyIsDown(t *testing.T) {
 	eventually(t, patience, "its time has passed", func() bool { return time.Now().After(until) })
 
 	c.launch(c.caddyfile(shop))
-	if got := firstAnswer(t, shop); got != http.StatusOK {
+	if got := shop.first(t).code; got != http.StatusOK {
 		t.Errorf("the first visitor got %d, want 200", got)
 	}
 	eventually(t, patience, "the admin API answers", func() bool {

@@ -9,7 +9,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"net/http/fcgi"
 	"net/http/httptest"
@@ -41,22 +40,24 @@ func TestWhatDoesNotEndIsCutOff(t *testing.T) {
 			}
 		}
 	}
-	var untouched []*stream
+	var untouched []*lastingRequest
+	leaveAlone := func(p protocol, path string, header ...string) {
+		r := f.begin(p, lastingKind{name: path, path: path, header: header})
+		r.expectMore(t)
+		untouched = append(untouched, r)
+	}
 	for _, p := range f.protocols {
-		untouched = append(untouched, f.stream(p, "/wiki/trickle"))
+		leaveAlone(p, "/wiki/trickle")
 	}
 	awaitInFlight(t, f.c, len(lasting))
 
-	const (
-		after  = time.Second
-		secret = "0123456789abcdef"
-	)
+	const after = time.Second
 	before := time.Now()
-	f.c.on("shop", fmt.Sprintf(`{"message": "Back at three.", "terminate_after": "%s", "bypass_secret": "%s"}`, after, secret))
+	f.c.on("shop", fmt.Sprintf(`{"message": "Back at three.", "terminate_after": "%s", "bypass_secret": "%s"}`, after, testSecret))
 	moment := time.Now().Add(after)
 	for _, p := range f.protocols {
-		untouched = append(untouched, f.stream(p, "/bypassed/trickle"))
-		untouched = append(untouched, f.stream(p, "/trickle", "Cookie", f.passCookie(secret)))
+		leaveAlone(p, "/bypassed/trickle")
+		leaveAlone(p, "/trickle", "Cookie", f.passCookie(testSecret))
 	}
 	for n := len(lasting); n > 0 && !t.Failed(); time.Sleep(2 * time.Millisecond) {
 		if n = f.c.status("shop").InFlight; n > 0 && time.Since(moment) > cutLimit {
@@ -81,8 +82,8 @@ func TestWhatDoesNotEndIsCutOff(t *testing.T) {
 		}
 	}
 	eventually(t, patience, "the app has seen its clients leave", func() bool { return f.left.Load() == polls })
-	for _, s := range untouched {
-		s.expectMore(t)
+	for _, r := range untouched {
+		r.expectMore(t)
 	}
 	_, metrics, err := f.c.request(http.MethodGet, "/metrics", "")
 	if want := fmt.Sprintf(`caddy_maintenance_requests_total{outcome="terminated",site="shop"} %d`, len(lasting)); err != nil || !strings.Contains(metrics, want) {
@@ -208,11 +209,7 @@ func newCutFixture(t *testing.T) *cutFixture {
 	t.Helper()
 	f := &cutFixture{t: t, address: freeAddress(t), cut: make(chan struct{}), ended: make(chan struct{})}
 	upstream := newApp(t, f.serve)
-	php, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { php.Close() })
+	php := listen(t, "127.0.0.1:0")
 	go func() { _ = fcgi.Serve(php, http.HandlerFunc(f.serve)) }()
 	t.Cleanup(func() { close(f.ended) })
 	f.c = newCaddy(t)
@@ -220,18 +217,20 @@ func newCutFixture(t *testing.T) *cutFixture {
 	if err := os.Truncate(filepath.Join(f.c.dir, "files", "large"), 1<<40); err != nil {
 		t.Fatal(err)
 	}
-	trusted := f.writeCertificate()
-	f.c.start(fmt.Sprintf(`{
-	admin %s
-	auto_https off
-	default_bind 127.0.0.1
-	storage file_system %q
-	log {
-		exclude admin.api
+	s := httptest.NewTLSServer(nil) // which has a certificate for 127.0.0.1
+	s.Close()
+	key, err := x509.MarshalPKCS8PrivateKey(s.TLS.Certificates[0].PrivateKey)
+	if err != nil {
+		t.Fatal(err)
 	}
-}
+	trusted := x509.NewCertPool()
+	trusted.AddCert(s.Certificate())
+	for _, block := range []*pem.Block{{Type: "CERTIFICATE", Bytes: s.Certificate().Raw}, {Type: "PRIVATE KEY", Bytes: key}} {
+		write(t, filepath.Join(f.c.dir, block.Type), string(pem.EncodeToMemory(block)))
+	}
+	f.c.start(f.c.caddyfile() + fmt.Sprintf(`
 https://%s {
-	tls certificate.pem key.pem
+	tls CERTIFICATE "PRIVATE KEY"
 	log {
 		output discard
 	}
@@ -257,55 +256,31 @@ https://%s {
 		max_fails 1
 	}
 	handle_errors {
-		reverse_proxy /error/* %[5]s
+		reverse_proxy /error/* %[3]s
 	}
 }
-`, f.c.admin, f.c.storage, f.address, php.Addr(), upstream.address()))
+`, f.address, php.Addr(), upstream.address()))
 
-	client := func(transport http.RoundTripper) *http.Client {
-		return &http.Client{Timeout: patience, Transport: transport}
-	}
-	overTCP := func(http1 bool) *http.Client {
-		transport := &http.Transport{
-			Protocols: new(http.Protocols), TLSClientConfig: &tls.Config{RootCAs: trusted},
-			DisableCompression: true, ExpectContinueTimeout: patience,
+	config := &tls.Config{RootCAs: trusted}
+	for _, name := range []string{"HTTP/1.1", "HTTP/2.0", "HTTP/3.0"} {
+		client := func() *http.Client {
+			if name == "HTTP/3.0" {
+				transport := &http3.Transport{TLSClientConfig: config.Clone(), DisableCompression: true}
+				t.Cleanup(func() { transport.Close() })
+				return &http.Client{Timeout: patience, Transport: transport}
+			}
+			transport := &http.Transport{
+				Protocols: new(http.Protocols), TLSClientConfig: config.Clone(),
+				DisableCompression: true, ExpectContinueTimeout: patience,
+			}
+			transport.Protocols.SetHTTP1(name == "HTTP/1.1")
+			transport.Protocols.SetHTTP2(name != "HTTP/1.1")
+			t.Cleanup(transport.CloseIdleConnections)
+			return &http.Client{Timeout: patience, Transport: transport}
 		}
-		transport.Protocols.SetHTTP1(http1)
-		transport.Protocols.SetHTTP2(!http1)
-		t.Cleanup(transport.CloseIdleConnections)
-		return client(transport)
-	}
-	overQUIC := func() *http.Client {
-		transport := &http3.Transport{TLSClientConfig: &tls.Config{RootCAs: trusted}, DisableCompression: true}
-		t.Cleanup(func() { transport.Close() })
-		return client(transport)
-	}
-	f.protocols = []protocol{
-		{"HTTP/1.1", overTCP(true), overTCP(true)},
-		{"HTTP/2.0", overTCP(false), overTCP(false)},
-		{"HTTP/3.0", overQUIC(), overQUIC()},
+		f.protocols = append(f.protocols, protocol{name, client(), client()})
 	}
 	return f
-}
-
-// writeCertificate makes one for 127.0.0.1.
-func (f *cutFixture) writeCertificate() (trusted *x509.CertPool) {
-	f.t.Helper()
-	s := httptest.NewTLSServer(nil)
-	defer s.Close()
-	key, err := x509.MarshalPKCS8PrivateKey(s.TLS.Certificates[0].PrivateKey)
-	if err != nil {
-		f.t.Fatal(err)
-	}
-	for name, block := range map[string]*pem.Block{
-		"certificate.pem": {Type: "CERTIFICATE", Bytes: s.Certificate().Raw},
-		"key.pem":         {Type: "PRIVATE KEY", Bytes: key},
-	} {
-		write(f.t, filepath.Join(f.c.dir, name), string(pem.EncodeToMemory(block)))
-	}
-	trusted = x509.NewCertPool()
-	trusted.AddCert(s.Certificate())
-	return trusted
 }
 
 func (f *cutFixture) url(path string) string { return "https://" + f.address + path }
@@ -314,17 +289,13 @@ func (f *cutFixture) url(path string) string { return "https://" + f.address + p
 func (f *cutFixture) passCookie(secret string) string {
 	f.t.Helper()
 	client := *f.protocols[0].client
-	client.CheckRedirect = func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
-	response, err := client.Get(f.url("/.maintenance/" + secret))
-	if err != nil {
-		f.t.Fatal(err)
+	client.CheckRedirect = visitors.CheckRedirect
+	got := ask(&client, http.MethodGet, f.url("/.maintenance/"+secret), nil)
+	cookie, _, ok := strings.Cut(got.header.Get("Set-Cookie"), ";")
+	if !ok {
+		f.t.Fatalf("the link got %+v and no cookie", got)
 	}
-	defer response.Body.Close()
-	for _, cookie := range response.Cookies() {
-		return cookie.Name + "=" + cookie.Value
-	}
-	f.t.Fatalf("the link got %d and no cookie", response.StatusCode)
-	return ""
+	return cookie
 }
 
 // serve is an app whose answers go on until Caddy leaves.
@@ -377,7 +348,7 @@ func (f *cutFixture) serve(w http.ResponseWriter, r *http.Request) {
 		for flood := strings.Repeat("flood", 10_000); send(flood) == nil; {
 		}
 	case "/socket":
-		new(patientApp).serveSocket(w, r)
+		newPatientApp(f.t).ServeHTTP(w, r)
 	default:
 		welcome(w, r)
 	}
@@ -386,20 +357,32 @@ func (f *cutFixture) serve(w http.ResponseWriter, r *http.Request) {
 // finalAnswer is what a client has got when nothing more came.
 type finalAnswer struct {
 	answer
-	header http.Header
-	at     time.Time
+	at time.Time
 }
 
 type lastingRequest struct {
 	name   string
 	kind   lastingKind
 	result chan finalAnswer
+	reads  atomic.Int64 // of the body
 }
 
 func (f *cutFixture) begin(p protocol, kind lastingKind) *lastingRequest {
-	r := &lastingRequest{p.name + " " + kind.name, kind, make(chan finalAnswer, 1)}
-	go func() { r.result <- f.send(p, kind) }()
+	r := &lastingRequest{name: p.name + " " + kind.name, kind: kind, result: make(chan finalAnswer, 1)}
+	go func() { r.result <- f.send(p, r) }()
 	return r
+}
+
+// expectMore returns when more has come.
+func (r *lastingRequest) expectMore(t *testing.T) {
+	t.Helper()
+	before := r.reads.Load()
+	eventually(t, patience, r.name+" goes on", func() bool {
+		if len(r.result) > 0 {
+			t.Fatalf("%s has ended: %+v", r.name, <-r.result)
+		}
+		return r.reads.Load() > before+1
+	})
 }
 
 func (r *lastingRequest) wait(t *testing.T) finalAnswer {
@@ -413,11 +396,13 @@ func (r *lastingRequest) wait(t *testing.T) finalAnswer {
 	}
 }
 
-func (f *cutFixture) send(p protocol, kind lastingKind) (got finalAnswer) {
+func (f *cutFixture) send(p protocol, request *lastingRequest) (got finalAnswer) {
 	defer func() { got.at = time.Now() }()
+	kind := request.kind
 	r, err := http.NewRequest(kind.method, f.url(kind.path), nil)
 	if err != nil {
-		return finalAnswer{answer: answer{err: err}}
+		got.err = err
+		return got
 	}
 	r.Header.Set("Accept", "application/json")
 	for i := 0; i < len(kind.header); i += 2 {
@@ -434,10 +419,11 @@ func (f *cutFixture) send(p protocol, kind lastingKind) (got finalAnswer) {
 	}
 	response, err := client.Do(r)
 	if err != nil {
-		return finalAnswer{answer: answer{err: err}}
+		got.err = err
+		return got
 	}
 	defer response.Body.Close()
-	got = finalAnswer{answer: answer{code: response.StatusCode}, header: response.Header}
+	got.answer = answer{code: response.StatusCode, header: response.Header}
 	if response.Proto != p.name {
 		got.err = fmt.Errorf("it was answered over %s", response.Proto)
 		return got
@@ -447,6 +433,7 @@ func (f *cutFixture) send(p protocol, kind lastingKind) (got finalAnswer) {
 	}
 	for buffer := make([]byte, 64<<10); ; {
 		n, err := response.Body.Read(buffer)
+		request.reads.Add(1)
 		if got.body += string(buffer[:n]); len(got.body) > 1000 {
 			got.body = got.body[:1000]
 		}
@@ -462,53 +449,4 @@ func (f *cutFixture) send(p protocol, kind lastingKind) (got finalAnswer) {
 			time.Sleep(5 * time.Millisecond)
 		}
 	}
-}
-
-// stream is a response that is not to be cut off.
-type stream struct {
-	name  string
-	bytes atomic.Int64
-	err   chan error
-}
-
-func (f *cutFixture) stream(p protocol, path string, header ...string) *stream {
-	f.t.Helper()
-	s := &stream{name: fmt.Sprint(p.name, path, header), err: make(chan error, 1)}
-	r, err := http.NewRequest(http.MethodGet, f.url(path), nil)
-	if err != nil {
-		f.t.Fatal(err)
-	}
-	for i := 0; i < len(header); i += 2 {
-		r.Header.Set(header[i], header[i+1])
-	}
-	response, err := p.client.Do(r)
-	if err != nil || response.StatusCode != http.StatusOK {
-		f.t.Fatalf("%s: got %v %v, want a stream", s.name, response, err)
-	}
-	go func() {
-		defer response.Body.Close()
-		for {
-			n, err := response.Body.Read(make([]byte, 64))
-			s.bytes.Add(int64(n))
-			if err != nil {
-				s.err <- err
-				return
-			}
-		}
-	}()
-	return s
-}
-
-// expectMore returns when more has come.
-func (s *stream) expectMore(t *testing.T) {
-	t.Helper()
-	before := s.bytes.Load()
-	eventually(t, patience, s.name+" goes on", func() bool {
-		select {
-		case err := <-s.err:
-			t.Fatalf("%s has ended: %v", s.name, err)
-		default:
-		}
-		return s.bytes.Load() > before+1
-	})
 }

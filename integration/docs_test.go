@@ -1,16 +1,15 @@
 package integration
 
 import (
-	"bytes"
 	"context"
 	"crypto/tls"
 	"errors"
+	"flag"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
 	"net/http/cookiejar"
-	"os"
 	"path/filepath"
 	"regexp"
 	"strings"
@@ -39,7 +38,7 @@ func TestDocs(t *testing.T) {
 		for _, chapter := range readChapters(t, file) {
 			t.Run(filepath.Base(file)+"/"+chapter.title, func(t *testing.T) {
 				t.Parallel()
-				newReader(t).do(chapter)
+				newReader(t).do(chapter.blocks...)
 			})
 		}
 	}
@@ -58,46 +57,33 @@ type block struct {
 	runs     []string
 }
 
-var runComment = regexp.MustCompile(`^<!-- run: (.*) -->$`)
+var (
+	startOfChapter = regexp.MustCompile(`(?m)^## (.*)$`)
+	blockOfCode    = regexp.MustCompile("(?m)((?:^<!-- run: .* -->\n)*)(?:^<!--\n)?^ *```(.*)\n((?:.*\n)*?) *```$")
+)
 
 // readChapters returns the chapters of a file that have something to do in them.
-func readChapters(t *testing.T, file string) []chapter {
+func readChapters(t *testing.T, file string) (chapters []chapter) {
 	t.Helper()
-	content, err := os.ReadFile(file)
-	if err != nil {
-		t.Fatal(err)
-	}
-	var chapters []chapter
-	var current chapter
-	var open *block
-	var runs []string
-	end := func() {
-		for _, b := range current.blocks {
-			if b.language == "caddyfile" || b.language == "console" {
-				chapters = append(chapters, current)
-				return
+	content := readFile(t, file)
+	starts := append(startOfChapter.FindAllStringSubmatchIndex(content, -1), []int{len(content)})
+	for i, start := range starts[:len(starts)-1] {
+		c := chapter{title: content[start[2]:start[3]]}
+		todo := false
+		for _, found := range blockOfCode.FindAllStringSubmatchIndex(content[:starts[i+1][0]], -1) {
+			if found[0] < start[0] {
+				continue
 			}
+			line := 1 + strings.Count(content[:found[4]], "\n")
+			b := block{fmt.Sprintf("%s:%d", filepath.Base(file), line), content[found[4]:found[5]], content[found[6]:found[7]], nil}
+			b.runs = find(`<!-- run: (.*) -->`, content[found[2]:found[3]])
+			c.blocks = append(c.blocks, b)
+			todo = todo || b.language == "caddyfile" || b.language == "console"
+		}
+		if todo {
+			chapters = append(chapters, c)
 		}
 	}
-	for i, line := range strings.Split(string(content), "\n") {
-		fence, isFence := strings.CutPrefix(strings.TrimSpace(line), "```")
-		switch {
-		case open != nil && isFence:
-			current.blocks = append(current.blocks, *open)
-			open = nil
-		case open != nil:
-			open.text += line + "\n"
-		case isFence:
-			open = &block{place: fmt.Sprintf("%s:%d", filepath.Base(file), i+1), language: fence, runs: runs}
-			runs = nil
-		case runComment.MatchString(line):
-			runs = append(runs, runComment.FindStringSubmatch(line)[1])
-		case strings.HasPrefix(line, "## "):
-			end()
-			current = chapter{title: line[3:]}
-		}
-	}
-	end()
 	return chapters
 }
 
@@ -119,9 +105,7 @@ type docReader struct {
 }
 
 func newReader(t *testing.T) *docReader {
-	r := newMachine(t, "web-1")
-	r.mnt = filepath.Join(r.caddy.dir, "mnt")
-	r.app = newApp(t, func(w http.ResponseWriter, request *http.Request) {
+	upstream := newApp(t, func(w http.ResponseWriter, request *http.Request) {
 		switch {
 		case request.URL.Path == "/healthz":
 			fmt.Fprintln(w, "ok")
@@ -137,6 +121,8 @@ func newReader(t *testing.T) *docReader {
 			fmt.Fprintln(w, "Welcome to the shop.")
 		}
 	})
+	r := newMachine(t, "web-1")
+	r.app, r.mnt, r.others = upstream, filepath.Join(r.caddy.dir, "mnt"), map[string]*docReader{"web-1": r}
 	return r
 }
 
@@ -149,29 +135,22 @@ func newMachine(t *testing.T, name string) *docReader {
 
 // at returns the machine of this name.
 func (r *docReader) at(name string) *docReader {
-	if name == r.name {
-		return r
-	}
-	if r.others == nil {
-		r.others = make(map[string]*docReader)
+	if r.others[name] == nil {
+		r.others[name] = newMachine(r.t, name)
 	}
 	other := r.others[name]
-	if other == nil {
-		other = newMachine(r.t, name)
-		r.others[name] = other
-	}
 	other.app, other.mnt, other.examples, other.from = r.app, r.mnt, r.examples, r.from
 	return other
 }
 
-func (r *docReader) do(c chapter) {
-	for _, b := range c.blocks {
+func (r *docReader) do(blocks ...block) {
+	r.t.Helper()
+	for _, b := range blocks {
 		r.from = ""
 		file, until := "", ""
 		machines := []string{r.name}
 		for _, run := range b.runs {
-			what, rest, _ := strings.Cut(run, " ")
-			switch what {
+			switch what, rest, _ := strings.Cut(run, " "); what {
 			case "save":
 				file = rest
 			case "from":
@@ -181,10 +160,7 @@ func (r *docReader) do(c chapter) {
 			case "until":
 				until = rest
 			case "with":
-				old, replacement, ok := strings.Cut(rest, " = ")
-				if !ok {
-					r.t.Fatalf("%s: run: %s", b.place, run)
-				}
+				old, replacement, _ := strings.Cut(rest, " = ")
 				if replacement == "a free port" {
 					replacement = ":" + freePort(r.t)
 				}
@@ -200,6 +176,7 @@ func (r *docReader) do(c chapter) {
 }
 
 func (r *docReader) doBlock(b block, file, until string) {
+	r.t.Helper()
 	if command, want, ok := strings.Cut(until, " = "); ok {
 		eventually(r.t, patience, b.place+": "+until, func() bool {
 			return strings.TrimSpace(r.run(r.local(command))) == want
@@ -209,7 +186,7 @@ func (r *docReader) doBlock(b block, file, until string) {
 	case file != "":
 		write(r.t, r.local(file), b.text)
 	case b.language == "caddyfile":
-		r.load(b)
+		r.load(b.text)
 	case b.language == "console":
 		r.console(b)
 	}
@@ -219,10 +196,8 @@ func (r *docReader) doBlock(b block, file, until string) {
 func (r *docReader) local(text string) string {
 	text = strings.NewReplacer(r.examples...).Replace(text)
 	replacements := []string{
-		"/etc/caddy/", r.caddy.dir + "/etc/",
-		"/mnt/", r.mnt + "/",
-		"localhost:9000", r.app.address(),
-		"localhost:2019", r.caddy.admin,
+		"/etc/caddy/", r.caddy.dir + "/etc/", "/mnt/", r.mnt + "/",
+		"localhost:9000", r.app.address(), "localhost:2019", r.caddy.admin,
 	}
 	for old, secret := range r.secrets {
 		replacements = append(replacements, old, secret)
@@ -231,12 +206,13 @@ func (r *docReader) local(text string) string {
 }
 
 // load runs a Caddyfile, with certificates of Caddy's own.
-func (r *docReader) load(b block) {
-	text := r.local(b.text)
+func (r *docReader) load(text string) {
+	r.t.Helper()
+	text = r.local(text)
 	_, httpPort, _ := net.SplitHostPort(r.http)
 	_, httpsPort, _ := net.SplitHostPort(r.https)
-	options := fmt.Sprintf("{\n\tadmin %s\n\thttp_port %s\n\thttps_port %s\n\tdefault_bind 127.0.0.1\n\tpersist_config off\n\tlocal_certs\n\tskip_install_trust\n",
-		r.caddy.admin, httpPort, httpsPort)
+	options := fmt.Sprintf("{\n\tadmin %s\n\thttp_port %s\n\thttps_port %s\n\tdefault_bind 127.0.0.1\n", r.caddy.admin, httpPort, httpsPort) +
+		"\tpersist_config off\n\tlocal_certs\n\tskip_install_trust\n"
 	if r.caddy.storage != "" && !strings.Contains(text, "storage ") {
 		options += fmt.Sprintf("\tstorage file_system %q\n", r.caddy.storage)
 	}
@@ -256,17 +232,9 @@ func (r *docReader) load(b block) {
 func (r *docReader) console(b block) {
 	r.t.Helper()
 	var got, want string
-	lines := strings.SplitAfter(strings.ReplaceAll(b.text, "\\\n", " "), "\n")
-	for i, line := range lines {
-		command, ok := strings.CutPrefix(line, "$ ")
-		if !ok {
-			want += line
-			if i < len(lines)-1 {
-				continue
-			}
-		}
-		if ok {
-			want += line
+	for line := range strings.Lines(strings.ReplaceAll(b.text, "\\\n", " ")) {
+		want += line
+		if command, ok := strings.CutPrefix(line, "$ "); ok {
 			got += line + r.run(strings.TrimSpace(r.local(command)))
 		}
 	}
@@ -277,27 +245,24 @@ func (r *docReader) console(b block) {
 	r.compare(b, got, want)
 }
 
-// times and the like are others each time.
-var changing = regexp.MustCompile(`\d{4}-\d\d-\d\d[T ]\d\d:\d\d(:\d\d(\.\d+)?)?( ?[A-Z]+)?|\(in [0-9hms.]+\)`)
-
-var link = regexp.MustCompile(`/\.maintenance/([A-Z2-7]{26})`)
+var (
+	// Times and the like are others each time.
+	changing = regexp.MustCompile(`\d{4}-\d\d-\d\d[T ]\d\d:\d\d(:\d\d(\.\d+)?)?( ?[A-Z]+)?|\(in [0-9hms.]+\)`)
+	link     = regexp.MustCompile(`/\.maintenance/([A-Z2-7]{26})`)
+)
 
 func (r *docReader) compare(b block, got, want string) {
 	r.t.Helper()
-	if hostname, err := os.Hostname(); err == nil {
-		got = strings.ReplaceAll(got, hostname, r.name)
-	}
-	made, shown := link.FindStringSubmatch(got), link.FindStringSubmatch(want)
-	if made != nil && shown != nil {
+	if made, shown := link.FindStringSubmatch(got), link.FindStringSubmatch(want); made != nil && shown != nil {
 		r.secrets[shown[1]] = made[1]
 		got = strings.ReplaceAll(got, made[1], shown[1])
 	}
-	got = strings.NewReplacer(r.caddy.dir+"/etc/", "/etc/caddy/", r.mnt+"/", "/mnt/", r.caddy.admin, "localhost:2019").Replace(got)
+	got = strings.NewReplacer(hostname(r.t), r.name, r.caddy.dir+"/etc/", "/etc/caddy/", r.mnt+"/", "/mnt/", r.caddy.admin, "localhost:2019").Replace(got)
 	pattern := regexp.QuoteMeta(changing.ReplaceAllString(want, "TIME"))
 	pattern = strings.ReplaceAll(pattern, "\n…\n", "\n(.*\n)*")
 	pattern = "^" + strings.ReplaceAll(pattern, "…", ".*") + "$"
-	if matched, err := regexp.MatchString(pattern, changing.ReplaceAllString(got, "TIME")); err != nil || !matched {
-		r.t.Errorf("%s: got\n%s\nwant\n%s%v", b.place, got, want, err)
+	if !regexp.MustCompile(pattern).MatchString(changing.ReplaceAllString(got, "TIME")) {
+		r.t.Errorf("%s: got\n%s\nwant\n%s", b.place, got, want)
 	}
 }
 
@@ -306,16 +271,13 @@ func (r *docReader) run(line string) (printed string) {
 	r.t.Helper()
 	if rest, ok := strings.CutSuffix(line, " &"); ok {
 		output := make(chan string, 1)
-		before := r.app.requests.Load()
-		held := r.counted()
+		before := r.come()
 		go func() {
 			printed, _ := r.runOne(rest)
 			output <- printed
 		}()
 		r.background = append(r.background, output)
-		eventually(r.t, patience, "the request has come", func() bool {
-			return r.app.requests.Load() > before || r.counted() > held || len(output) > 0
-		})
+		eventually(r.t, patience, "the request has come", func() bool { return r.come() != before || len(output) > 0 })
 		return ""
 	}
 	for part := range strings.SplitSeq(line, " && ") {
@@ -329,20 +291,32 @@ func (r *docReader) run(line string) (printed string) {
 	return printed
 }
 
-// counted is how many requests are held, of all sites.
-func (r *docReader) counted() int {
+// come is which requests have come to the app, and which are held.
+func (r *docReader) come() string {
 	_, answer, _ := r.caddy.request(http.MethodGet, "/maintenance", "")
-	n := 0
-	for _, match := range regexp.MustCompile(`"held":(\d+)`).FindAllStringSubmatch(answer, -1) {
-		var held int
-		_, _ = fmt.Sscan(match[1], &held)
-		n += held
-	}
-	return n
+	return fmt.Sprint(r.app.requests.Load(), find(`"held":(\d+)`, answer))
 }
 
+// must runs a command line that has to succeed, and returns what it prints.
+func (r *docReader) must(line string) string {
+	r.t.Helper()
+	printed := r.run(line)
+	if r.code != 0 {
+		r.t.Errorf("%s: exit status %d, %s", line, r.code, printed)
+	}
+	return printed
+}
+
+var (
+	shellWord   = regexp.MustCompile(`(?:'[^']*'|"[^"]*"|[^\s'"])+`)
+	shellQuoted = regexp.MustCompile(`'([^']*)'|"([^"]*)"`)
+)
+
 func (r *docReader) runOne(line string) (printed string, code int) {
-	words := shellWords(line)
+	words := shellWord.FindAllString(line, -1)
+	for i, word := range words {
+		words[i] = shellQuoted.ReplaceAllString(word, "$1$2")
+	}
 	switch {
 	case line == "echo $?":
 		return fmt.Sprintln(r.code), 0
@@ -356,28 +330,11 @@ func (r *docReader) runOne(line string) (printed string, code int) {
 	return "", 127
 }
 
-var shellWord = regexp.MustCompile(`(?:'[^']*'|"[^"]*"|[^\s'"])+`)
-
-func shellWords(line string) []string {
-	words := shellWord.FindAllString(line, -1)
-	for i, word := range words {
-		words[i] = strings.NewReplacer("'", "", `"`, "").Replace(word)
-		if strings.Contains(word, "'") {
-			words[i] = strings.ReplaceAll(word, "'", "")
-		}
-	}
-	return words
-}
-
 // curl does what curl does with these arguments.
 func (r *docReader) curl(args []string) (printed string, code int) {
-	var include, fail, discard, retry bool
-	var target, format string
-	method, body := "", ""
-	header := make(http.Header)
 	client := &http.Client{
 		Timeout:       patience,
-		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+		CheckRedirect: visitors.CheckRedirect,
 		Transport: &http.Transport{
 			DisableKeepAlives:  true,
 			DisableCompression: true,
@@ -386,60 +343,48 @@ func (r *docReader) curl(args []string) (printed string, code int) {
 			DialContext:        r.dial,
 		},
 	}
-	next := func(i *int) string {
-		*i++
-		return args[*i]
+	var target string
+	var ignored, fail bool
+	header := http.Header{"Accept": {"*/*"}, "User-Agent": {"curl/8"}}
+	flags := flag.NewFlagSet("curl", flag.ContinueOnError)
+	for _, name := range []string{"s", "S", "sS"} {
+		flags.BoolVar(&ignored, name, false, "")
 	}
-	for i := 0; i < len(args); i++ {
-		switch arg := args[i]; arg {
-		case "-s", "-S", "-sS":
-		case "-i":
-			include = true
-		case "-f", "-fsS", "-sf":
-			fail = true
-		case "-o":
-			discard = next(&i) == "/dev/null"
-		case "-w":
-			format = next(&i)
-		case "-X":
-			method = next(&i)
-		case "-d":
-			body = next(&i)
-		case "-H":
-			name, value, _ := strings.Cut(next(&i), ":")
-			header.Add(name, strings.TrimSpace(value))
-		case "-b", "-c": // a file of cookies
-			next(&i)
-			client.Jar = r.cookies
-		case "-L":
-			client.CheckRedirect = nil
-		case "--retry", "--retry-delay":
-			next(&i)
-		case "--retry-connrefused":
-			retry = true
-		default:
-			if strings.HasPrefix(arg, "-") || target != "" {
-				r.t.Errorf("curl %q: %s is not known here", args, arg)
-			}
-			target = arg
+	for _, name := range []string{"f", "fsS", "sf"} {
+		flags.BoolVar(&fail, name, false, "")
+	}
+	include, follow := flags.Bool("i", false, ""), flags.Bool("L", false, "")
+	output, format := flags.String("o", "", ""), flags.String("w", "", "")
+	method, body := flags.String("X", "", ""), flags.String("d", "", "")
+	_, _, retry := flags.Int("retry", 0, ""), flags.Int("retry-delay", 0, ""), flags.Bool("retry-connrefused", false, "")
+	for _, name := range []string{"b", "c"} { // a file of cookies
+		flags.Func(name, "", func(string) error { client.Jar = r.cookies; return nil })
+	}
+	flags.Func("H", "", func(field string) error {
+		name, value, _ := strings.Cut(field, ":")
+		header.Set(name, strings.TrimSpace(value))
+		return nil
+	})
+	for len(args) > 0 {
+		if err := flags.Parse(args); err != nil || flags.NArg() > 0 && target != "" {
+			r.t.Errorf("curl %q is not known here: %v", args, err)
+		}
+		if args = flags.Args(); len(args) > 0 {
+			target, args = args[0], args[1:]
 		}
 	}
 	if !strings.Contains(target, "://") {
 		target = "http://" + target
 	}
-	if method == "" {
-		method = http.MethodGet
-		if body != "" {
-			method = http.MethodPost
-		}
+	if *method == "" && *body != "" {
+		*method = http.MethodPost
 	}
-	if header.Get("Accept") == "" {
-		header.Set("Accept", "*/*")
+	if *follow {
+		client.CheckRedirect = nil
 	}
-	header.Set("User-Agent", "curl/8")
 	var response *http.Response
 	for deadline := time.Now().Add(patience); ; time.Sleep(10 * time.Millisecond) {
-		request, err := http.NewRequest(method, target, strings.NewReader(body))
+		request, err := http.NewRequest(*method, target, strings.NewReader(*body))
 		if err != nil {
 			r.t.Error(err)
 			return "", 3
@@ -448,12 +393,12 @@ func (r *docReader) curl(args []string) (printed string, code int) {
 		response, err = client.Do(request)
 		again := time.Now().Before(deadline)
 		switch {
-		case err == nil && retry && again && response.StatusCode == http.StatusServiceUnavailable:
+		case err == nil && *retry && again && response.StatusCode == http.StatusServiceUnavailable:
 			_ = response.Body.Close()
 			continue
 		case err != nil && again && strings.HasSuffix(err.Error(), "remote error: tls: internal error"):
 			continue // there is no certificate yet
-		case retry && again && errors.Is(err, syscall.ECONNREFUSED):
+		case *retry && again && errors.Is(err, syscall.ECONNREFUSED):
 			continue
 		case errors.Is(err, io.EOF):
 			return "curl: (52) Empty reply from server\n", 52
@@ -462,42 +407,35 @@ func (r *docReader) curl(args []string) (printed string, code int) {
 		}
 		break
 	}
-	defer response.Body.Close()
-	content, err := io.ReadAll(response.Body)
-	if err != nil {
+	got := answerOf(response, nil)
+	switch {
+	case got.err != nil:
 		return "curl: (18) transfer closed with outstanding read data remaining\n", 18
+	case fail && got.code >= 400:
+		return fmt.Sprintf("curl: (22) The requested URL returned error: %d\n", got.code), 22
 	}
-	if fail && response.StatusCode >= 400 {
-		return fmt.Sprintf("curl: (22) The requested URL returned error: %d\n", response.StatusCode), 22
+	if *include {
+		printed = headerOf(response)
 	}
-	var out bytes.Buffer
-	if include {
-		printHeader(&out, response)
+	if *output == "" {
+		printed += got.body
 	}
-	if !discard {
-		out.Write(content)
+	if *format == "" && printed != "" && !strings.HasSuffix(printed, "\n") {
+		printed += "\n" // where a shell shows its prompt
 	}
-	if n := out.Len(); format == "" && n > 0 && out.Bytes()[n-1] != '\n' {
-		out.WriteByte('\n') // where a shell shows its prompt
-	}
-	out.WriteString(strings.NewReplacer("%{http_code}", fmt.Sprint(response.StatusCode), `\n`, "\n").Replace(format))
-	return out.String(), 0
+	return printed + strings.NewReplacer("%{http_code}", fmt.Sprint(got.code), `\n`, "\n").Replace(*format), 0
 }
 
-// printHeader prints a response's header as curl does, but in the order of names.
-func printHeader(out *bytes.Buffer, response *http.Response) {
-	var fields bytes.Buffer
+// headerOf returns a response's header as curl prints it, but in the order of names.
+func headerOf(response *http.Response) string {
+	var fields strings.Builder
 	_ = response.Header.Write(&fields)
+	text := strings.ReplaceAll(fields.String(), "\r", "")
 	if response.ProtoMajor == 1 {
-		fmt.Fprintf(out, "%s %s\n%s\n", response.Proto, response.Status, strings.ReplaceAll(fields.String(), "\r", ""))
-		return
+		return fmt.Sprintf("%s %s\n%s\n", response.Proto, response.Status, text)
 	}
-	fmt.Fprintf(out, "HTTP/%d %d\n", response.ProtoMajor, response.StatusCode)
-	for line := range strings.Lines(strings.ReplaceAll(fields.String(), "\r", "")) {
-		name, value, _ := strings.Cut(line, ":")
-		fmt.Fprintf(out, "%s:%s", strings.ToLower(name), value)
-	}
-	out.WriteByte('\n')
+	text = regexp.MustCompile(`(?m)^[^:]*:`).ReplaceAllStringFunc(text, strings.ToLower)
+	return fmt.Sprintf("HTTP/%d %d\n%s\n", response.ProtoMajor, response.StatusCode, text)
 }
 
 // dial connects to the Caddy of this reader, whatever the name.

@@ -1,7 +1,6 @@
 package integration
 
 import (
-	"net"
 	"net/http"
 	"os"
 	"strings"
@@ -14,97 +13,65 @@ import (
 // G3
 func TestSwitchedOnSiteStaysClosed(t *testing.T) {
 	t.Parallel()
-	for _, test := range []struct {
-		name    string
-		disturb func(t *testing.T, c *caddy, shop site)
+	upstream := newApp(t, welcome)
+	c := newCaddy(t)
+	c.options = "maintenance {\n sync_interval 200ms\n}"
+	shop := newSite(t, "shop", upstream)
+	c.start(c.caddyfile(shop))
+	switched := c.on("shop", `{"message": "Back soon."}`)
+	elsewhere, broken, unbound := shop, shop, shop
+	elsewhere.name, elsewhere.address = "other", freeAddress(t)
+	broken.address, broken.directives = freeAddress(t), "header X-Config ( 1"
+	unbound.address = listen(t, "127.0.0.1:0").Addr().String()
+	loseRecord := func() { remove(t, c.recordPath("shop")) }
+	reload := func() { c.reload(c.caddyfile(shop)) }
+	otherSwitches := func() { write(t, c.markerPath(), "of another instance") }
+
+	prober := probe(t, shop)
+	defer prober.stop()
+	for _, disturbance := range []struct {
+		name  string
+		steps []func()
 	}{
-		{"reload with the same config", func(t *testing.T, c *caddy, shop site) {
-			c.reload(c.caddyfile(shop))
-		}},
-		{"reload with a changed config", func(t *testing.T, c *caddy, shop site) {
+		{"reload with the same config", []func(){reload}},
+		{"reload with a changed config", []func(){func() {
 			c.reload(c.caddyfile(shop.marked(1)))
 			shop.awaitConfig(t, 1)
+		}}},
+		{"reload without the gate and back", []func(){func() { c.reload(c.caddyfile(elsewhere)) }, reload}},
+		{"config that fails in Provision", []func(){func() { refuse(t, c, c.caddyfile(shop, broken), "provision") }}},
+		{"config that fails in Start", []func(){func() { refuse(t, c, c.caddyfile(shop, unbound), "bind") }}},
+		{"record lost, reload", []func(){loseRecord, reload}},
+		{"record lost, switch elsewhere", []func(){loseRecord, otherSwitches}},
+		{"record lost with the marker", []func(){loseRecord, func() { remove(t, c.markerPath()) }}},
+		{"record garbled, reload", []func(){func() { write(t, c.recordPath("shop"), "{") }, reload}},
+		{"older record comes back", []func(){
+			func() { write(t, c.recordPath("shop"), `{"version": 1, "enabled": false}`) }, otherSwitches,
 		}},
-		{"reload without the gate and back", func(t *testing.T, c *caddy, shop site) {
-			other := shop
-			other.name, other.address = "other", freeAddress(t)
-			c.reload(c.caddyfile(other))
-			c.reload(c.caddyfile(shop))
-		}},
-		{"config that fails in Provision", func(t *testing.T, c *caddy, shop site) {
-			broken := shop
-			broken.address = freeAddress(t)
-			broken.directives = "header X-Config ( 1"
-			refuse(t, c, c.caddyfile(shop, broken), "provision")
-		}},
-		{"config that fails in Start", func(t *testing.T, c *caddy, shop site) {
-			taken, err := net.Listen("tcp", "127.0.0.1:0")
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer taken.Close()
-			broken := shop
-			broken.address = taken.Addr().String()
-			refuse(t, c, c.caddyfile(shop, broken), "bind")
-		}},
-		{"record lost, reload", func(t *testing.T, c *caddy, shop site) {
-			remove(t, c.recordPath("shop"))
-			c.reload(c.caddyfile(shop))
-			awaitRecord(t, c)
-		}},
-		{"record lost, then marker too", func(t *testing.T, c *caddy, shop site) {
-			remove(t, c.recordPath("shop"))
-			write(t, c.markerPath(), "of another instance")
-			awaitRecord(t, c)
-
-			remove(t, c.recordPath("shop"))
-			remove(t, c.markerPath())
-			awaitRecord(t, c)
-		}},
-		{"record garbled, reload", func(t *testing.T, c *caddy, shop site) {
-			write(t, c.recordPath("shop"), "{")
-			c.reload(c.caddyfile(shop))
-			awaitRecord(t, c)
-		}},
-		{"older record comes back", func(t *testing.T, c *caddy, shop site) {
-			write(t, c.recordPath("shop"), `{"version": 1, "enabled": false}`)
-			write(t, c.markerPath(), "of another instance")
-			awaitRecord(t, c)
-		}},
-		{"kill and restart", func(t *testing.T, c *caddy, shop site) {
-			c.kill()
-			c.start(c.caddyfile(shop))
-		}},
+		{"kill and restart", []func(){c.kill, func() { c.start(c.caddyfile(shop)) }}},
 	} {
-		t.Run(test.name, func(t *testing.T) {
-			t.Parallel()
-			upstream := newApp(t, welcome)
-			c := newCaddy(t)
-			c.options = "maintenance {\n sync_interval 200ms\n}"
-			shop := newSite(t, "shop", upstream)
-			c.start(c.caddyfile(shop))
-			switched := c.on("shop", `{"message": "Back soon."}`)
-
-			prober := probe(t, shop)
-			defer prober.stop()
-			prober.more(20)
-			test.disturb(t, c, shop)
-			prober.more(20)
-			if got := c.status("shop"); !got.sameSwitch(switched) {
-				t.Errorf("state is %+v, and %+v was answered", got, switched)
-			}
-			if n := upstream.requests.Load(); n > 0 {
-				t.Errorf("%d requests reached the app", n)
-			}
+		t.Log(disturbance.name)
+		for _, step := range disturbance.steps {
+			step()
+		}
+		eventually(t, patience, "the record says on", func() bool {
+			record, err := readRecord(c)
+			return err == nil && record.State == "on"
 		})
+		prober.more(20)
+		if got := c.status("shop"); !got.sameSwitch(switched) {
+			t.Errorf("%s: state is %+v, and %+v was answered", disturbance.name, got, switched)
+		}
+		if n := upstream.requests.Load(); n > 0 {
+			t.Fatalf("%s: %d requests reached the app", disturbance.name, n)
+		}
 	}
 }
 
 // refuse loads a config that must fail with an error that names the cause.
 func refuse(t *testing.T, c *caddy, caddyfile, cause string) {
 	t.Helper()
-	err := c.load(caddyfile)
-	if err == nil || !strings.Contains(err.Error(), cause) {
+	if err := c.load(caddyfile); err == nil || !strings.Contains(err.Error(), cause) {
 		t.Fatalf("got %v, want an error that says %q", err, cause)
 	}
 }
@@ -114,15 +81,6 @@ func remove(t *testing.T, path string) {
 	if err := os.Remove(path); err != nil {
 		t.Fatal(err)
 	}
-}
-
-// awaitRecord returns when it is stored again that shop is on.
-func awaitRecord(t *testing.T, c *caddy) {
-	t.Helper()
-	eventually(t, patience, "the record is written again", func() bool {
-		record, err := readRecord(c)
-		return err == nil && record.State == "on"
-	})
 }
 
 // prober visits a site all the time, and fails the test for whatever is not a
@@ -140,22 +98,18 @@ func probe(t *testing.T, s site) *prober {
 	for _, client := range []*http.Client{visitors, newKeepAliveClient(true)} {
 		p.running.Go(func() {
 			defer client.CloseIdleConnections()
-			repeat(p.done, func() { p.visit(client, s) })
+			repeat(p.done, func() {
+				time.Sleep(2 * time.Millisecond) // leaves others something of the machine
+				code, err := fetch(client, s.url())
+				if err == nil && code != http.StatusServiceUnavailable {
+					p.t.Errorf("a visitor got %d, want 503", code)
+				} else if err == nil {
+					p.blocked.Add(1)
+				}
+			})
 		})
 	}
 	return p
-}
-
-func (p *prober) visit(client *http.Client, s site) {
-	time.Sleep(2 * time.Millisecond) // leaves others something of the machine
-	code, err := fetch(client, s.url())
-	if err != nil {
-		return
-	}
-	if code != http.StatusServiceUnavailable {
-		p.t.Errorf("a visitor got %d, want 503", code)
-	}
-	p.blocked.Add(1)
 }
 
 // more returns when so many further visits have been blocked.

@@ -6,10 +6,38 @@ import (
 	"math/rand/v2"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"strconv"
+	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
+	"time"
 )
+
+// app is an application behind Caddy that knows how many requests reached it.
+type app struct {
+	*httptest.Server
+	requests atomic.Int64
+}
+
+func newApp(t *testing.T, handler http.HandlerFunc) *app {
+	t.Helper()
+	a := new(app)
+	a.Server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		a.requests.Add(1)
+		handler(w, r)
+	}))
+	t.Cleanup(a.Close)
+	return a
+}
+
+// address is where Caddy finds the app.
+func (a *app) address() string { return a.Listener.Addr().String() }
+
+func welcome(w http.ResponseWriter, _ *http.Request) {
+	_, _ = io.WriteString(w, "Welcome.\n")
+}
 
 // site is a site block: a gate before a proxy.
 type site struct {
@@ -22,6 +50,15 @@ type site struct {
 func newSite(t *testing.T, name string, upstream *app) site {
 	t.Helper()
 	return site{name: name, address: freeAddress(t), upstream: upstream.address()}
+}
+
+// startShop runs a Caddy with one site, shop, before an app.
+func startShop(t *testing.T, handler http.HandlerFunc) (*caddy, site) {
+	t.Helper()
+	upstream := newApp(t, handler) // which ends after Caddy
+	c, shop := newCaddy(t), newSite(t, "shop", upstream)
+	c.start(c.caddyfile(shop))
+	return c, shop
 }
 
 // marked returns the site with a header that tells by which config a response
@@ -62,19 +99,46 @@ func (s site) expect(t *testing.T, want int) {
 func (s site) awaitConfig(t *testing.T, want int) {
 	t.Helper()
 	eventually(t, patience, fmt.Sprintf("config %d runs", want), func() bool {
-		response, err := visitors.Get(s.url())
-		if err != nil {
-			return false
-		}
-		defer response.Body.Close()
-		return response.Header.Get("X-Config") == strconv.Itoa(want)
+		return ask(visitors, http.MethodGet, s.url(), nil).header.Get("X-Config") == strconv.Itoa(want)
 	})
+}
+
+// first returns what the first visitor of a starting Caddy gets.
+func (s site) first(t *testing.T) (got answer) {
+	t.Helper()
+	eventually(t, patience, s.name+" answers", func() bool {
+		got = ask(visitors, http.MethodGet, s.url(), nil)
+		return got.code != 0
+	})
+	return got
+}
+
+// open sends the beginning of a request, without its Host, on a connection of its own.
+func (s site) open(t *testing.T, request string) net.Conn {
+	t.Helper()
+	conn, err := net.Dial("tcp", s.address)
+	if err == nil {
+		err = conn.SetDeadline(time.Now().Add(patience))
+		_, _ = io.WriteString(conn, s.addHost(request))
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { conn.Close() })
+	return conn
+}
+
+func (s site) addHost(request string) string {
+	return strings.Replace(request, "\r\n", "\r\nHost: "+s.address+"\r\n", 1)
 }
 
 // Visitors
 
-// visitors come with a new connection for each request.
-var visitors = &http.Client{Timeout: patience, Transport: &http.Transport{DisableKeepAlives: true}}
+// visitors come with a new connection for each request, and follow no redirect.
+var visitors = &http.Client{
+	Timeout: patience, Transport: &http.Transport{DisableKeepAlives: true},
+	CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+}
 
 // newKeepAliveClient returns a client that keeps to one connection, over
 // HTTP/1.1 or else h2c.
@@ -85,22 +149,53 @@ func newKeepAliveClient(http1 bool) *http.Client {
 	return &http.Client{Timeout: patience, Transport: transport}
 }
 
-// fetch gets a URL with a client and header fields, given as names and values.
-func fetch(client *http.Client, url string, header ...string) (code int, err error) {
-	r, err := http.NewRequest(http.MethodGet, url, nil)
+// answer is what a client has got in the end.
+type answer struct {
+	code   int
+	header http.Header
+	body   string
+	err    error
+}
+
+func answerOf(response *http.Response, err error) answer {
 	if err != nil {
-		return 0, err
+		return answer{err: err}
+	}
+	defer response.Body.Close()
+	body, err := io.ReadAll(response.Body)
+	return answer{response.StatusCode, response.Header, string(body), err}
+}
+
+// ask sends a request with header fields, given as names and values.
+func ask(client *http.Client, method, url string, body io.Reader, header ...string) answer {
+	r, err := http.NewRequest(method, url, body)
+	if err != nil {
+		return answer{err: err}
 	}
 	for i := 0; i < len(header); i += 2 {
 		r.Header.Set(header[i], header[i+1])
 	}
-	response, err := client.Do(r)
-	if err != nil {
-		return 0, err
+	return answerOf(client.Do(r))
+}
+
+// fetch gets a URL.
+func fetch(client *http.Client, url string, header ...string) (code int, err error) {
+	got := ask(client, http.MethodGet, url, nil, header...)
+	return got.code, got.err
+}
+
+// send gets a URL in the background.
+func send(client *http.Client, url string) <-chan answer {
+	result := make(chan answer, 1)
+	go func() { result <- ask(client, http.MethodGet, url, nil) }()
+	return result
+}
+
+func expectWelcome(t *testing.T, got answer) {
+	t.Helper()
+	if got.code != http.StatusOK || got.body != "Welcome.\n" || got.err != nil {
+		t.Errorf("got %+v, want the app's welcome", got)
 	}
-	defer response.Body.Close()
-	_, err = io.Copy(io.Discard, response.Body)
-	return response.StatusCode, err
 }
 
 // Ports
@@ -111,9 +206,10 @@ var ports = struct {
 }{next: firstPort + rand.IntN(lastPort-firstPort)}
 
 // Systems take the ports of outgoing connections from above this range, so
-// that a port stays free while its Caddy is down.
+// that a port stays free while its Caddy is down. None begins with 2019, which stands for
+// the admin endpoint in the documentation.
 const (
-	firstPort = 20000
+	firstPort = 21000
 	lastPort  = 32000
 )
 
@@ -142,10 +238,18 @@ func freePort(t *testing.T) string {
 	return ""
 }
 
-func isFree(address string) bool {
+// listen takes an address.
+func listen(t *testing.T, address string) net.Listener {
+	t.Helper()
 	listener, err := net.Listen("tcp", address)
 	if err != nil {
-		return false
+		t.Fatal(err)
 	}
-	return listener.Close() == nil
+	t.Cleanup(func() { listener.Close() })
+	return listener
+}
+
+func isFree(address string) bool {
+	listener, err := net.Listen("tcp", address)
+	return err == nil && listener.Close() == nil
 }
