@@ -74,11 +74,7 @@ func (c *caddy) run(path string) {
 		c.t.Fatal(err)
 	}
 	defer log.Close()
-	args := []string{"run", "--config", path}
-	if filepath.Ext(path) != ".json" {
-		args = append(args, "--adapter", "caddyfile")
-	}
-	c.process = c.prepare(args...)
+	c.process = c.prepare("run", "--config", path, "--adapter", "caddyfile")
 	c.process.Stdout, c.process.Stderr = log, log
 	if err := c.process.Start(); err != nil {
 		c.t.Fatal(err)

@@ -69,13 +69,18 @@ func TestWhatDoesNotEndIsCutOff(t *testing.T) {
 
 	var polls int64
 	for _, r := range lasting {
-		got := r.wait(t)
-		t.Logf("%-60s %6s %d %v", r.name, got.at.Sub(moment).Round(time.Millisecond), got.code, got.err)
+		select {
+		case <-r.ended:
+		case <-time.After(cutLimit):
+			t.Fatalf("%s: its client still waits", r.name)
+		}
+		got := r.got
+		t.Logf("%-60s %6s %d %v", r.name, r.at.Sub(moment).Round(time.Millisecond), got.code, got.err)
 		if fault := r.kind.fault(got); fault != "" {
 			t.Errorf("%s: %s: got %d %v %.300q %v", r.name, fault, got.code, got.header, got.body, got.err)
 		}
-		if got.at.Before(before.Add(after)) {
-			t.Errorf("%s: cut off %s before the moment", r.name, before.Add(after).Sub(got.at))
+		if early := before.Add(after).Sub(r.at); early > 0 {
+			t.Errorf("%s: cut off %s before the moment", r.name, early)
 		}
 		if strings.HasSuffix(r.kind.path, "/poll") {
 			polls++
@@ -86,7 +91,8 @@ func TestWhatDoesNotEndIsCutOff(t *testing.T) {
 		r.expectMore(t)
 	}
 	_, metrics, err := f.c.request(http.MethodGet, "/metrics", "")
-	if want := fmt.Sprintf(`caddy_maintenance_requests_total{outcome="terminated",site="shop"} %d`, len(lasting)); err != nil || !strings.Contains(metrics, want) {
+	want := fmt.Sprintf(`caddy_maintenance_requests_total{outcome="terminated",site="shop"} %d`, len(lasting))
+	if err != nil || !strings.Contains(metrics, want) {
 		t.Errorf("the metrics lack %s (%v)", want, err)
 	}
 
@@ -108,7 +114,7 @@ type lastingKind struct {
 	header []string // names and values
 	upload int64    // the length of an upload that stalls, -1 if that is not told
 	pace   pace
-	fault  func(got finalAnswer) string // empty if that is how it is to be cut off
+	fault  func(got answer) string // empty if that is how it is to be cut off
 }
 
 type pace int
@@ -128,7 +134,7 @@ var lastingKinds = []lastingKind{
 	{name: "stalled upload", path: "/upload", upload: 1 << 20, fault: noProblem},
 	{name: "stalled upload, small", path: "/upload", upload: 1 << 10, fault: noProblem},
 	{name: "stalled upload, chunked", path: "/upload", upload: -1, fault: noProblem},
-	{name: "stalled upload, Expect: 100-continue", path: "/upload", upload: 1 << 20, header: []string{"Expect", "100-continue"}, fault: noProblem},
+	{name: "stalled upload, Expect: 100-continue", path: "/upload", upload: 1 << 20, header: expects, fault: noProblem},
 	{name: "stalled upload that the app does not read", path: "/ignored", upload: 1 << 20, fault: noProblem},
 	{name: "stalled upload that is being answered", path: "/early", upload: 1 << 20, only: "HTTP/2.0 HTTP/3.0", fault: looksComplete},
 	{name: "stream", path: "/trickle", fault: looksComplete},
@@ -146,19 +152,23 @@ var lastingKinds = []lastingKind{
 	{name: "FastCGI, stalled upload", path: "/fcgi/upload", upload: 1 << 20, fault: noProblem},
 	{name: "FastCGI, stream", path: "/fcgi/trickle", fault: looksComplete},
 	{name: "FastCGI, stalled download", path: "/fcgi/flood", pace: stalled, fault: looksComplete},
-	{name: "WebSocket", path: "/socket", only: "HTTP/1.1", header: []string{"Connection", "Upgrade", "Upgrade", "websocket"}, fault: notClosed},
+	{name: "WebSocket", path: "/socket", only: "HTTP/1.1", header: upgrade, fault: notClosed},
 }
 
-var gzip = []string{"Accept-Encoding", "gzip"}
+var (
+	gzip    = []string{"Accept-Encoding", "gzip"}
+	expects = []string{"Expect", "100-continue"}
+	upgrade = []string{"Connection", "Upgrade", "Upgrade", "websocket"}
+)
 
-func no503(got finalAnswer) string {
+func no503(got answer) string {
 	if got.err != nil || got.code != http.StatusServiceUnavailable || got.header.Get("Retry-After") != "300" {
 		return "no 503"
 	}
 	return ""
 }
 
-func noProblem(got finalAnswer) string {
+func noProblem(got answer) string {
 	var problem struct {
 		Detail string `json:"detail"`
 	}
@@ -172,7 +182,7 @@ func noProblem(got finalAnswer) string {
 	return no503(got)
 }
 
-func looksComplete(got finalAnswer) string {
+func looksComplete(got answer) string {
 	if got.err == nil || errors.Is(got.err, os.ErrDeadlineExceeded) || errors.Is(got.err, context.Canceled) {
 		return "not broken off"
 	}
@@ -180,7 +190,7 @@ func looksComplete(got finalAnswer) string {
 }
 
 // notClosed is for what has no end but that of the connection.
-func notClosed(got finalAnswer) string {
+func notClosed(got answer) string {
 	if got.err != nil || got.code != http.StatusSwitchingProtocols {
 		return "not closed"
 	}
@@ -354,22 +364,22 @@ func (f *cutFixture) serve(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// finalAnswer is what a client has got when nothing more came.
-type finalAnswer struct {
-	answer
-	at time.Time
-}
-
 type lastingRequest struct {
-	name   string
-	kind   lastingKind
-	result chan finalAnswer
-	reads  atomic.Int64 // of the body
+	name  string
+	kind  lastingKind
+	reads atomic.Int64  // of the body
+	got   answer        // when nothing more came
+	at    time.Time     // when that was
+	ended chan struct{} // closed then
 }
 
 func (f *cutFixture) begin(p protocol, kind lastingKind) *lastingRequest {
-	r := &lastingRequest{name: p.name + " " + kind.name, kind: kind, result: make(chan finalAnswer, 1)}
-	go func() { r.result <- f.send(p, r) }()
+	r := &lastingRequest{name: p.name + " " + kind.name, kind: kind, ended: make(chan struct{})}
+	go func() {
+		r.got = f.send(p, r)
+		r.at = time.Now()
+		close(r.ended)
+	}()
 	return r
 }
 
@@ -378,31 +388,20 @@ func (r *lastingRequest) expectMore(t *testing.T) {
 	t.Helper()
 	before := r.reads.Load()
 	eventually(t, patience, r.name+" goes on", func() bool {
-		if len(r.result) > 0 {
-			t.Fatalf("%s has ended: %+v", r.name, <-r.result)
+		select {
+		case <-r.ended:
+			t.Fatalf("%s has ended: %+v", r.name, r.got)
+		default:
 		}
 		return r.reads.Load() > before+1
 	})
 }
 
-func (r *lastingRequest) wait(t *testing.T) finalAnswer {
-	t.Helper()
-	select {
-	case got := <-r.result:
-		return got
-	case <-time.After(cutLimit):
-		t.Errorf("%s: its client still waits", r.name)
-		return finalAnswer{at: time.Now()}
-	}
-}
-
-func (f *cutFixture) send(p protocol, request *lastingRequest) (got finalAnswer) {
-	defer func() { got.at = time.Now() }()
+func (f *cutFixture) send(p protocol, request *lastingRequest) (got answer) {
 	kind := request.kind
 	r, err := http.NewRequest(kind.method, f.url(kind.path), nil)
 	if err != nil {
-		got.err = err
-		return got
+		return answer{err: err}
 	}
 	r.Header.Set("Accept", "application/json")
 	for i := 0; i < len(kind.header); i += 2 {
@@ -419,11 +418,10 @@ func (f *cutFixture) send(p protocol, request *lastingRequest) (got finalAnswer)
 	}
 	response, err := client.Do(r)
 	if err != nil {
-		got.err = err
-		return got
+		return answer{err: err}
 	}
 	defer response.Body.Close()
-	got.answer = answer{code: response.StatusCode, header: response.Header}
+	got = answer{code: response.StatusCode, header: response.Header}
 	if response.Proto != p.name {
 		got.err = fmt.Errorf("it was answered over %s", response.Proto)
 		return got
@@ -437,12 +435,10 @@ func (f *cutFixture) send(p protocol, request *lastingRequest) (got finalAnswer)
 		if got.body += string(buffer[:n]); len(got.body) > 1000 {
 			got.body = got.body[:1000]
 		}
-		switch err {
-		case nil:
-		case io.EOF:
-			return got
-		default:
-			got.err = err
+		if err != nil {
+			if err != io.EOF {
+				got.err = err
+			}
 			return got
 		}
 		if kind.pace == steady {

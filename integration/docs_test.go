@@ -257,7 +257,9 @@ func (r *docReader) compare(b block, got, want string) {
 		r.secrets[shown[1]] = made[1]
 		got = strings.ReplaceAll(got, made[1], shown[1])
 	}
-	got = strings.NewReplacer(hostname(r.t), r.name, r.caddy.dir+"/etc/", "/etc/caddy/", r.mnt+"/", "/mnt/", r.caddy.admin, "localhost:2019").Replace(got)
+	got = strings.NewReplacer(
+		hostname(r.t), r.name, r.caddy.dir+"/etc/", "/etc/caddy/", r.mnt+"/", "/mnt/", r.caddy.admin, "localhost:2019",
+	).Replace(got)
 	pattern := regexp.QuoteMeta(changing.ReplaceAllString(want, "TIME"))
 	pattern = strings.ReplaceAll(pattern, "\n…\n", "\n(.*\n)*")
 	pattern = "^" + strings.ReplaceAll(pattern, "…", ".*") + "$"

@@ -251,7 +251,8 @@ func TestRecipeCron(t *testing.T) {
 			"CADDY_ADMIN="+r.caddy.admin, "GORACE=atexit_sleep_ms=0") // not cron's
 		mail, _ := cmd.CombinedOutput()
 		checkRaces(t, string(mail))
-		if code := cmd.ProcessState.ExitCode(); code != wantCode || !strings.HasPrefix(string(mail), wantMail) || (wantMail == "") != (len(mail) == 0) {
+		code := cmd.ProcessState.ExitCode()
+		if code != wantCode || !strings.HasPrefix(string(mail), wantMail) || (wantMail == "") != (len(mail) == 0) {
 			t.Errorf("%s: got %d %s, want %d %s", command, code, mail, wantCode, wantMail)
 		}
 	}
