@@ -146,7 +146,7 @@ func FuzzRecord(f *testing.F) {
 			}
 			return
 		}
-		if r.Version < 1 || r.Version > maxVersion {
+		if r.Version < 1 || r.Version > MaxVersion {
 			t.Errorf("version is %d", r.Version)
 		}
 		if again, err := newRecord(r.Version, r.Enabled, r.Since, r.Options); err == nil { // else a year that has no place in JSON

@@ -22,11 +22,14 @@ type Record struct {
 	raw []byte // as stored
 }
 
-// maxVersion leaves room to count on from.
-const maxVersion = 1 << 62
+// MaxVersion leaves room to count on from.
+const MaxVersion = 1 << 62
 
 // ErrInvalid says that there is a record that nothing can be learned from.
 var ErrInvalid = errors.New("the record is corrupt")
+
+// ErrOutdated says that there is no record, or an older one than has been stored.
+var ErrOutdated = errors.New("the record is missing or an older one, although the journal names a newer one")
 
 // ParseRecord returns the record that is stored as raw.
 func ParseRecord(raw []byte, durations DurationParser) (*Record, error) {
@@ -40,7 +43,7 @@ func ParseRecord(raw []byte, durations DurationParser) (*Record, error) {
 	if r.Enabled == nil {
 		return nil, fmt.Errorf("%w: enabled is missing", ErrInvalid)
 	}
-	if r.Version < 1 || r.Version > maxVersion {
+	if r.Version < 1 || r.Version > MaxVersion {
 		return nil, fmt.Errorf("%w: version is %d", ErrInvalid, r.Version)
 	}
 	parsed := r.Record

@@ -40,6 +40,10 @@ type Site struct {
 	// none is.
 	PendingVersion atomic.Int64
 
+	// StoredVersion is the highest version that is known to have been stored, by whichever
+	// instance. A record that is older is outdated.
+	StoredVersion atomic.Int64
+
 	// Reading is how many reads of the record are under way.
 	Reading atomic.Int32
 }
@@ -135,6 +139,32 @@ func (s *Site) replace(old, next *State, now time.Time) bool {
 	return true
 }
 
+// NoteStored notes that a record of that version has been stored.
+func (s *Site) NoteStored(version int64) {
+	for {
+		known := s.StoredVersion.Load()
+		if version <= known || s.StoredVersion.CompareAndSwap(known, version) {
+			return
+		}
+	}
+}
+
+// Remember takes a record that was known before the process began. It counts as the last
+// one known, while the site is loading.
+func (s *Site) Remember(r *Record, now time.Time) {
+	for {
+		st := s.state.Load()
+		if st.kind != Loading || st.record != nil && !r.NewerThan(st.record) {
+			return
+		}
+		next := newState(Loading)
+		next.record = r
+		if s.replace(st, next, now) {
+			return
+		}
+	}
+}
+
 // Reload has requests wait until the record has been read again.
 func (s *Site) Reload(now time.Time) {
 	for {
@@ -192,7 +222,7 @@ const (
 var names = regexp.MustCompile(`^[a-z0-9*][a-z0-9._:*-]{0,63}$`)
 
 // reserved would read as commands.
-var reserved = []string{"on", "off", "status", "help"}
+var reserved = []string{"on", "off", "run", "page", "instances", "forget", "status", "help"}
 
 // ParseName returns the name with ASCII upper case folded.
 func ParseName(name string) (string, error) {

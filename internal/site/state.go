@@ -32,7 +32,7 @@ const (
 // Read is what reading a record has come to.
 type Read struct {
 	Record    *Record // nil if there is none
-	Err       error   // why it could not be read; ErrInvalid if it tells nothing
+	Err       error   // why it could not be read; ErrInvalid or ErrOutdated if it tells nothing
 	Tentative bool    // another read is under way: that this one has failed tells nothing
 }
 
@@ -56,6 +56,8 @@ func (st *State) next(read Read, now time.Time) *State {
 	switch r := read.Record; {
 	case read.Tentative && read.Err != nil && !errors.Is(read.Err, ErrInvalid):
 		return nil
+	case errors.Is(read.Err, ErrOutdated):
+		kind = Unknown
 	case r != nil && (st.record == nil || r.NewerThan(st.record)):
 		return newStoredState(r, now)
 	case st.kind == Loading && st.record != nil:

@@ -89,6 +89,6 @@ func (c Configured) Mutate(m Mutation, now time.Time) (*Record, error) {
 	if d == nil || err != nil {
 		return nil, err
 	}
-	c.LastVersion = max(now.UnixMicro(), v.Version()+1, c.LastVersion+1)
+	c.LastVersion = max(now.UnixMicro(), v.Version()+1, c.LastVersion+1, c.StoredVersion.Load()+1)
 	return newRecord(c.LastVersion, d.enabled, d.since, d.options)
 }
