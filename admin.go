@@ -56,6 +56,10 @@ func (a adminAPI) serve(w http.ResponseWriter, r *http.Request) error {
 	if name == "" {
 		return a.serveAll(w, r)
 	}
+	if instance, ok := strings.CutPrefix("/"+name, api.InstancesPath); ok && (instance == "" || instance[0] == '/') {
+		return a.serveFleet(w, r, strings.Trim(instance, "/"))
+	}
+	name, ofInstances := strings.CutSuffix(name, api.InstancesPath)
 	// The body may take as long as its client likes, and the config change meanwhile.
 	body, err := readBody(w, r)
 	if err != nil {
@@ -68,6 +72,9 @@ func (a adminAPI) serve(w http.ResponseWriter, r *http.Request) error {
 	defer letSiteGo(s.entry)
 	if err := s.Ready(r.Context()); err != nil {
 		return err
+	}
+	if ofInstances {
+		return app.serveInstances(w, r, s)
 	}
 	return a.serveSite(w, r, app, s, body)
 }
@@ -96,7 +103,7 @@ func retainSite(name string) (*App, *configuredSite, error) {
 func checkQuery(r *http.Request) error {
 	for name := range r.URL.Query() {
 		if name != api.WaitParameter || r.Method != http.MethodGet {
-			return badRequest(fmt.Errorf("unknown parameter %s; GET of a site takes wait, and options go into the body", site.Truncate(name)))
+			return badRequest(fmt.Errorf("unknown parameter %s; GET of a site and of instances takes wait, and options go into the body", site.Truncate(name)))
 		}
 	}
 	return nil
@@ -224,14 +231,9 @@ func readBody(w http.ResponseWriter, r *http.Request) ([]byte, error) {
 // wait returns when the site is drained, or after the time that the request's
 // wait parameter says; at once if it has none.
 func wait(r *http.Request, s *configuredSite) error {
-	query := r.URL.Query()
-	if !query.Has(api.WaitParameter) {
-		return nil
-	}
-	limit, err := caddy.ParseDuration(query.Get(api.WaitParameter))
-	if err != nil || limit <= 0 || limit > api.MaxWait {
-		return badRequest(fmt.Errorf("wait: %s given, a duration of at most %s is accepted, such as 10s",
-			site.Truncate(query.Get(api.WaitParameter)), api.MaxWait))
+	limit, err := waitLimit(r)
+	if limit == 0 {
+		return err
 	}
 	if v := s.view(); !v.Blocks() {
 		return &site.NotOnError{Site: s.Name, State: v.Word()}
@@ -240,6 +242,20 @@ func wait(r *http.Request, s *configuredSite) error {
 	defer cancel()
 	s.awaitDrained(ctx.Done())
 	return nil
+}
+
+// waitLimit returns what the request's wait parameter says, 0 if it has none.
+func waitLimit(r *http.Request) (time.Duration, error) {
+	query := r.URL.Query()
+	if !query.Has(api.WaitParameter) {
+		return 0, nil
+	}
+	limit, err := caddy.ParseDuration(query.Get(api.WaitParameter))
+	if err != nil || limit <= 0 || limit > api.MaxWait {
+		return 0, badRequest(fmt.Errorf("wait: %s given, a duration of at most %s is accepted, such as 10s",
+			site.Truncate(query.Get(api.WaitParameter)), api.MaxWait))
+	}
+	return limit, nil
 }
 
 func (a *App) status(s *configuredSite) api.Site {

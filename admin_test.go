@@ -84,7 +84,7 @@ func TestWrongRequestIsRefusedAndChangesNothing(t *testing.T) {
 		unknown = `unknown option colour; the options are message, retry_after, until, hold, terminate_after, bypass_secret`
 		wait    = ` given, a duration of at most 30s is accepted, such as 10s`
 		off     = `site wiki is not in maintenance, its state is off; PUT switches it on`
-		one     = `; GET of a site takes wait, and options go into the body`
+		one     = `; GET of a site and of instances takes wait, and options go into the body`
 		sites   = `; the sites of the running config are: shop, wiki`
 	)
 	for _, test := range []struct {

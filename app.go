@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"os"
 	"slices"
 	"strings"
 	"sync"
@@ -38,16 +37,28 @@ type App struct {
 	// Default: `2s`.
 	SyncInterval caddy.Duration `json:"sync_interval,omitempty"`
 
-	log      *zap.Logger
-	events   *caddyevents.App // may be used when the config runs
-	store    *store.Store
-	instance string
-	sites    map[string]*configuredSite
-	servers  map[*caddyhttp.Server]serverStop
-	pages    *configPages
+	log       *zap.Logger
+	events    *caddyevents.App // may be used when the config runs
+	self      *store.Self
+	store     *store.Store
+	fleet     *store.Fleet
+	memory    *store.Memory
+	storageID string // by which the memory knows the storage
+	instance  string
+	sites     map[string]*configuredSite
+	loading   loading
+	servers   map[*caddyhttp.Server]serverStop
+	pages     *configPages
 
-	ctx     caddy.Context // ends with the config
-	running atomic.Bool   // this is or was the running config
+	ctx      caddy.Context // ends with the config
+	running  atomic.Bool   // this is or was the running config
+	configID string        // in its reports
+	report   *reportState
+	left     bool          // this config must not report any more; guarded by the turn of report
+	soon     chan struct{} // gets a value when a report is to come out of turn
+
+	announced    chan struct{} // closed when the first report is stored, or takes too long
+	setAnnounced func()        // closes it
 }
 
 const (
@@ -76,7 +87,12 @@ func (a *App) Provision(ctx caddy.Context) error {
 		}
 	}
 	a.log = ctx.Logger()
-	a.store = store.New(ctx.Storage(), caddy.ParseDuration)
+	a.self = self()
+	a.store = store.New(ctx, ctx.Storage(), caddy.ParseDuration, a.self)
+	a.fleet = store.NewFleet(a.store)
+	a.storageID = identify(ctx.Storage())
+	a.prepareReports(processReports)
+	a.memory = memoryBeside(ctx.Storage())
 	a.sites = make(map[string]*configuredSite)
 	a.servers = make(map[*caddyhttp.Server]serverStop)
 	a.pages = newConfigPages(ctx, a.log, ctx.Storage())
@@ -90,14 +106,13 @@ func (a *App) Provision(ctx caddy.Context) error {
 	if err := registerMetrics(ctx); err != nil {
 		return err
 	}
-	if a.instance, err = os.Hostname(); err != nil {
-		a.instance = "unknown host"
-	}
+	a.instance = hostName()
 	return nil
 }
 
-// Start begins the app's work, which waits until the config runs.
+// Start begins the app's work. All but the first report waits until the config runs.
 func (a *App) Start() error {
+	go a.announce()
 	go func() {
 		if !a.untilRunning() {
 			return
@@ -110,6 +125,7 @@ func (a *App) Start() error {
 		}
 		f := newFollower(a)
 		go f.watchClock()
+		go f.watchFleet()
 		go a.warnOfSitesThatAreOn()
 		f.run()
 	}()
@@ -122,9 +138,27 @@ func (a *App) Stop() error {
 	for _, s := range a.servers {
 		s.stop() // before the load is answered; the server's own word comes later
 	}
-	if next, err := runningApp(); err == nil && a.running.Load() {
+	if next, err := runningApp(); err == nil && a.running.Load() && next != a {
 		a.warnOfSitesThatAreGone(next)
+		if next.hasReport() {
+			a.leaveStorage(next)
+		} else {
+			go a.leaveWhenIdle()
+		}
 	} // else Caddy is stopping, or this config has failed
+	return nil
+}
+
+// Cleanup removes the report if no config runs any more, or if this one has failed before it
+// ran and no other one reports.
+func (a *App) Cleanup() error {
+	next, err := runningApp()
+	switch failed := !a.running.Load(); {
+	case err != nil || failed && !next.hasReport():
+		a.leave()
+	case failed:
+		a.handBack(next)
+	}
 	return nil
 }
 
@@ -203,22 +237,10 @@ func (a *App) join(name string, initiallyOn bool) (*configuredSite, error) {
 	}
 	a.sites[name] = s
 	if s.Current().Kind() == site.Loading {
-		// Also if another config reads it already: that one's storage may go with it. The
-		// read goes on when this config ends, for others may wait for the same site.
-		read := a.store.Read(context.WithoutCancel(a.ctx), s.Site)
-		go a.load(s, read)
+		// Also if another config reads it already: that one's storage may go with it.
+		a.loadLater(s)
 	}
 	return s, nil
-}
-
-// load takes the first read of a site's record.
-func (a *App) load(s *configuredSite, reading <-chan site.Read) {
-	read := <-reading
-	a.takeRead(s, read)
-	if kind := s.Current().Kind(); read.Err != nil && (kind == site.Unknown || kind == site.Invalid) {
-		a.log.Error("state of the site cannot be read; its requests are blocked until it can be, or until the site is switched",
-			zap.String("site", s.Name), zap.Error(read.Err))
-	}
 }
 
 // takeRead applies what another instance may have switched.
@@ -264,6 +286,12 @@ func (a *App) stopping(s *caddyhttp.Server) <-chan struct{} {
 		known = serverStop{stopping, sync.OnceFunc(func() { close(stopping) })}
 		a.servers[s] = known
 		s.RegisterOnShutdown(known.stop)
+		s.RegisterOnStop(func(context.Context) error {
+			if _, err := runningApp(); err != nil && caddy.Exiting() {
+				a.exit() // Caddy closes the storage next
+			}
+			return nil
+		})
 	}
 	return known.stopping
 }
@@ -296,6 +324,7 @@ func (a *App) switchSite(s *configuredSite, m site.Mutation, cause site.Cause) e
 }
 
 func (a *App) carryOut(s *configuredSite, m site.Mutation, cause site.Cause) error {
+	defer a.saveMemory()
 	for change, err := range a.store.Switch(s.configured(), m, cause) {
 		if err != nil {
 			s.followed.ReadAgain() // what was read meanwhile may have been left to this switch
@@ -308,6 +337,7 @@ func (a *App) carryOut(s *configuredSite, m site.Mutation, cause site.Cause) err
 
 // Interface guards
 var (
-	_ caddy.App         = (*App)(nil)
-	_ caddy.Provisioner = (*App)(nil)
+	_ caddy.App          = (*App)(nil)
+	_ caddy.Provisioner  = (*App)(nil)
+	_ caddy.CleanerUpper = (*App)(nil)
 )

@@ -3,6 +3,7 @@ package maintenance
 import (
 	"bufio"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net"
@@ -80,10 +81,12 @@ func TestSwitchThatFailsOnceItIsStoredTakesEffectSoon(t *testing.T) {
 		go newFollower(a).run()
 		time.Sleep(defaultSyncInterval)
 		storage.setFault(func(_ context.Context, op, key string) error {
-			if op != "store" || key != store.MarkerKey {
+			if op != "store" || key != shopKey {
 				return nil
 			}
-			storage.set(store.MarkerKey, "of another instance")
+			var journal []site.Record // of which the last one begins the switch
+			noError(t, json.Unmarshal([]byte(storage.get(store.JournalKey)), &journal))
+			storage.set(shopKey, fmt.Sprintf(`{"version": %d, "enabled": true}`, journal[len(journal)-1].Version))
 			time.Sleep(2 * defaultSyncInterval)
 			a.expect(t, "shop", "off")
 			return errors.New("disk full")
@@ -110,6 +113,7 @@ func TestConfigLoadsWhileStorageHangs(t *testing.T) {
 			t.Errorf("it took %s", took)
 		}
 		time.Sleep(store.Timeout)
+		synctest.Wait()
 		for _, name := range names {
 			a.expect(t, name, "unknown")
 		}
@@ -157,7 +161,7 @@ func TestOutageOfTheStorageChangesNothingAndIsLoggedOnce(t *testing.T) {
 			})
 			for _, other := range []string{"wiki", "blog"} {
 				storage.set(store.Key(other), `{"version": 1, "enabled": true}`)
-				storage.set(store.MarkerKey, other)
+				storage.tell(other)
 				time.Sleep(defaultSyncInterval)
 				a.expect(t, other, test.others)
 			}
@@ -214,19 +218,19 @@ func TestLostRecordIsWrittenAgain(t *testing.T) {
 		go newFollower(a).run()
 		a.turnOn(t, "shop")
 		time.Sleep(2 * defaultSyncInterval)
-		record, marker := storage.get(shopKey), storage.get(store.MarkerKey)
+		record, marker := storage.get(shopKey), storage.get(store.JournalKey)
 		_ = storage.Delete(t.Context(), "maintenance")
 		time.Sleep(store.VerifyInterval + defaultSyncInterval)
 		a.expect(t, "shop", "on")
 		wantEqual(t, "stored", storage.get(shopKey), record)
-		wantEqual(t, "others are told", storage.get(store.MarkerKey) != marker, true)
+		wantEqual(t, "others are told", storage.get(store.JournalKey) != marker, true)
 		expectLines(t, log, "maintenance enabled", "it has been written again")
 
 		shop := a.sites["shop"]
 		foundLost := func() {
 			reading := make(chan site.Read, 1)
 			reading <- site.Read{}
-			newFollower(a).readAgain(shop, reading)
+			newFollower(a).applyRead(shop, <-reading)
 		}
 		newer := fmt.Sprintf(`{"version": %d, "enabled": true, "message": "Newer."}`, time.Now().Add(time.Hour).UnixMicro())
 		storage.set(shopKey, newer)
@@ -299,9 +303,18 @@ func newTestApp(t *testing.T, storage *testStorage, names ...string) (*App, *obs
 	a := &App{
 		SyncInterval: caddy.Duration(defaultSyncInterval),
 		log:          zap.New(core),
-		store:        store.New(storage, caddy.ParseDuration),
+		self:         store.NewSelf("web-1"),
+		memory:       store.NewMemory("", caddy.ParseDuration),
 		sites:        make(map[string]*configuredSite),
 		ctx:          caddy.Context{Context: t.Context()},
+	}
+	a.store = store.New(t.Context(), storage, caddy.ParseDuration, a.self)
+	a.fleet = store.NewFleet(a.store)
+	a.prepareReports(newReportState())
+	a.report.by = a
+	a.setAnnounced()
+	if err := a.store.Report(t.Context(), store.Report{}); err != nil {
+		t.Fatal(err)
 	}
 	synced := lastSync.Load()
 	t.Cleanup(func() {
@@ -383,7 +396,7 @@ func TestSwitchThatFailsSaysSoAndChangesNothing(t *testing.T) {
 		{"PATCH", "{}", "store", shopKey, perhaps},
 		{"DELETE", "", "load", shopKey, nothing},
 		{"DELETE", "", "store", shopKey, perhaps},
-		{"DELETE", "", "store", store.MarkerKey, perhaps}, // others could not notice
+		{"DELETE", "", "store", store.JournalKey, perhaps}, // others could not notice
 	} {
 		s.storage.setFault(failOn(test.op, test.key))
 		response := s.api(test.method, "/maintenance/shop", test.body)
@@ -735,7 +748,7 @@ func (s *server) is(site, want string) error {
 // the time of the call.
 func (s *server) reread() {
 	s.t.Helper()
-	s.storage.set(store.MarkerKey, time.Now().String())
+	s.storage.tell("shop")
 	s.polled()
 }
 
@@ -745,7 +758,7 @@ func (s *server) polled() {
 	s.t.Helper()
 	var polls atomic.Int64
 	s.storage.setFault(func(_ context.Context, op, key string) error {
-		if op == "load" && key == store.MarkerKey {
+		if op == "load" && key == store.JournalKey {
 			polls.Add(1)
 		}
 		return nil

@@ -97,7 +97,7 @@ func TestReloadsUnderLoad(t *testing.T) {
 		run(visit("/other", 200, 503))
 		run(func(i int) {
 			s.storage.set(store.Key("other"), fmt.Sprintf(`{"version": %d, "enabled": %t}`, time.Now().UnixMicro(), i%2 == 0))
-			s.storage.set(store.MarkerKey, fmt.Sprint(i))
+			s.storage.tell("shop")
 			<-time.After(20 * time.Millisecond)
 		})
 		for i, path := range []string{"here", "proxied?flush", "proxied?length", "here?flush", "here?length&flush", "failing"} {

@@ -1,7 +1,10 @@
 package maintenance
 
 import (
+	"errors"
 	weakrand "math/rand/v2"
+	"slices"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -11,20 +14,31 @@ import (
 	"example.com/caddy-maintenance/internal/store"
 )
 
-const maxLoggedSites = 10 // in one line of the log
+const (
+	maxLoggedSites = 10 // in one line of the log
+	maxJournaled   = 16 // records that were stored again and get an entry each in the journal
+)
+
+// maxSyncReads is how long a sync waits for records before it reports. Those that take
+// longer are reported as not yet read.
+const maxSyncReads = time.Second
 
 // lastSync is when a running config has last found the storage readable.
 var lastSync atomic.Pointer[time.Time]
 
 // follower keeps the sites of the running config as other instances switch them, and as
-// the clock does.
+// the clock does, and reports how far it has come.
 type follower struct {
 	*App
 	store.Follower
+	reported time.Time         // when a report was last handed over
+	reports  chan store.Report // the next one to be stored
 }
 
 func newFollower(a *App) *follower {
-	f := &follower{a, store.Follower{Store: a.store, Sites: make(map[string]*store.Followed), Interval: time.Duration(a.SyncInterval)}}
+	f := &follower{App: a, reports: make(chan store.Report, 1), Follower: store.Follower{
+		Store: a.store, Sites: make(map[string]*store.Followed), Fleet: a.fleet, Interval: time.Duration(a.SyncInterval),
+	}}
 	for name, s := range a.sites {
 		f.Sites[name] = s.followed
 	}
@@ -37,16 +51,35 @@ func (f *follower) run() {
 	if interval < 0 {
 		interval = defaultSyncInterval // for what could not be read yet
 	}
+	f.takeOver()
+	go f.storeReports()
 	for {
+		began := time.Now()
 		f.sync()
 		// Instances that began together do not stay in step.
 		jitter := time.Duration(weakrand.Int64N(int64(interval) / 4)) //nolint:gosec // no secret
-		timer := time.NewTimer(interval - jitter)
-		select {
-		case <-timer.C:
-		case <-f.ctx.Done():
-			timer.Stop()
+		if !f.pause(time.Until(began.Add(interval - jitter))) {
 			return
+		}
+	}
+}
+
+// pause waits until the next sync, and reports out of turn meanwhile. It returns false if
+// the config ends.
+func (f *follower) pause(d time.Duration) bool {
+	next := time.NewTimer(d)
+	defer next.Stop()
+	var spaced <-chan time.Time
+	for {
+		select {
+		case <-next.C:
+			return true
+		case <-f.soon:
+			spaced = time.After(reportSpacing - time.Since(f.reported))
+		case <-spaced:
+			f.reportProgress()
+		case <-f.ctx.Done():
+			return false
 		}
 	}
 }
@@ -64,12 +97,12 @@ func (f *follower) sync() {
 	case tick.Turned:
 		f.log.Info("storage can be read again; other instances are followed")
 	}
-	for _, followed := range tick.ToRead {
-		reading := f.store.Read(f.ctx, followed.Site)
-		go f.readAgain(f.sites[followed.Name], reading)
-	}
 	if tick.Err == nil {
 		lastSync.Store(&began)
+	}
+	f.readAll(tick.ToRead)
+	if tick.Err == nil {
+		f.reportProgress()
 	}
 	switch u := tick.Unreadable; {
 	case u == nil:
@@ -81,36 +114,150 @@ func (f *follower) sync() {
 	}
 }
 
-// readAgain applies what is stored of a site, and has the record stored again if the
-// storage has lost it, or holds an older one.
-func (f *follower) readAgain(s *configuredSite, reading <-chan site.Read) {
-	read := <-reading
-	f.takeRead(s, read)
-	if store.Lacks(read, s.Current()) && !f.restore(s) {
-		s.followed.ReadAgain()
+// readAll reads records again, and returns when that is done or has taken too long.
+func (f *follower) readAll(list []*store.Followed) {
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		f.readAgain(list)
+	}()
+	timer := time.NewTimer(maxSyncReads)
+	defer timer.Stop()
+	select {
+	case <-done:
+	case <-timer.C:
 	}
 }
 
-// restore stores the state in memory again. It does nothing and returns false if a
-// switch is under way, which stores one itself.
-func (f *follower) restore(s *configuredSite) bool {
+// readAgain applies what is stored of sites, and has records stored again that the storage
+// has lost, or has older ones of.
+func (f *follower) readAgain(list []*store.Followed) {
+	var reads sync.WaitGroup
+	var mu sync.Mutex
+	var restored []string
+	for _, followed := range list {
+		reading := f.store.Read(f.ctx, followed.Site)
+		reads.Go(func() {
+			if s := f.sites[followed.Name]; f.applyRead(s, <-reading) {
+				mu.Lock()
+				defer mu.Unlock()
+				restored = append(restored, s.Name)
+			}
+		})
+	}
+	reads.Wait()
+	f.saveMemory()
+	if len(restored) == 0 {
+		return
+	}
+	slices.Sort(restored)
+	f.log.Warn("state of sites was missing from storage, or an older one was there; it has been written again",
+		zap.Int("count", len(restored)), zap.Strings("sites", restored[:min(len(restored), maxLoggedSites)]))
+	if len(restored) > maxJournaled {
+		return // the storage has lost so much that others have noticed
+	}
+	for _, name := range restored {
+		f.store.AddEntry(f.ctx, f.Sites[name].Site)
+	}
+}
+
+// applyRead applies what is stored of a site, and reports whether the record had to be
+// stored again.
+func (f *follower) applyRead(s *configuredSite, read site.Read) (restored bool) {
+	before, verified := s.Current().Version(), s.followed.Verified()
+	f.takeRead(s, read)
+	s.followed.Applied()
+	switch {
+	case store.Lacks(read, s.Current()):
+		done, restored := f.restore(s)
+		if !done {
+			s.followed.ReadAgain()
+		}
+		return restored
+	case errors.Is(read.Err, site.ErrOutdated):
+		_ = f.fleet.AskForRecord(f.ctx, s.Name) // whoever has the newer record stores it again
+	case verified && s.Current().Version() > max(before, s.StoredVersion.Load()):
+		f.store.AddEntry(f.ctx, s.Site)
+	}
+	return false
+}
+
+// restore stores the state in memory again. It does nothing if a switch is under way, which
+// stores one itself.
+func (f *follower) restore(s *configuredSite) (done, restored bool) {
 	if !sites.Retain(s.entry) {
-		return false
+		return false, false
 	}
 	defer letSiteGo(s.entry)
 	if !f.store.TryTurn(s.Site) {
-		return false
+		return false, false
 	}
 	defer f.store.EndTurn(s.Site)
 	read := f.store.Load(f.ctx, s.Site)
 	f.takeRead(s, read)
-	switch stored, err := f.store.Restore(f.ctx, s.Site, read); {
-	case err != nil:
+	restored, err := f.store.Restore(f.ctx, s.Site, read)
+	if err != nil {
 		f.log.Warn("state of the site is missing from storage and cannot be written again", zap.String("site", s.Name), zap.Error(err))
-	case stored:
-		f.log.Warn("state of the site was missing from storage, or an older one was there; it has been written again", zap.String("site", s.Name))
 	}
-	return true
+	return true, restored
+}
+
+// reportProgress reports what has been applied, and then what is in flight.
+func (f *follower) reportProgress() {
+	if !f.hasReport() {
+		return
+	}
+	var r store.Report
+	var present []string
+	r.Applied, present, r.Behind, r.Absent = f.Progress()
+	r.Sites = make(map[string]store.Traffic)
+	for name, s := range f.sites {
+		if !s.view().Blocks() {
+			continue
+		}
+		if slices.Contains(present, name) {
+			r.Closed = append(r.Closed, name)
+		}
+		if t := (store.Traffic{InFlight: s.inFlight.Count(), Held: s.heldNow()}); t != (store.Traffic{}) {
+			r.Sites[name] = t
+		}
+	}
+	slices.Sort(r.Closed)
+	select {
+	case <-f.reports: // which nobody has stored yet
+	default:
+	}
+	f.reports <- r
+	f.reported = time.Now()
+}
+
+// storeReports stores reports, which no sync waits for.
+func (f *follower) storeReports() {
+	for {
+		select {
+		case r := <-f.reports:
+			f.storeReport(r)
+		case <-f.ctx.Done():
+			return
+		}
+	}
+}
+
+// watchFleet looks at the reports of other instances, and removes those of instances that
+// have been gone for long.
+func (f *follower) watchFleet() {
+	ticker := time.NewTicker(store.ObserveInterval)
+	defer ticker.Stop()
+	for f.hasReport() {
+		if f.fleet.Observe(f.ctx) == nil {
+			f.fleet.RemoveGone(f.ctx, time.Now())
+		} // else the sync says what is wrong with the storage
+		select {
+		case <-ticker.C:
+		case <-f.ctx.Done():
+			return
+		}
+	}
 }
 
 // watchClock notices within a second that a maintenance has ended by itself.
@@ -129,5 +276,6 @@ func (f *follower) watchClock() {
 				f.publish(s, s.Expire(time.Now()))
 			}
 		}
+		f.saveMemory()
 	}
 }

@@ -117,6 +117,7 @@ func start(t *testing.T, directives string) *server {
 }
 
 func prepare(t *testing.T) *server {
+	t.Setenv("XDG_DATA_HOME", t.TempDir()) // what an earlier test knew
 	s := &server{
 		t:       t,
 		url:     "http://" + freeAddress(t),
@@ -675,8 +676,18 @@ func (s *testStorage) Exists(_ context.Context, key string) bool { return s.get(
 func (s *testStorage) Lock(context.Context, string) error        { return nil }
 func (s *testStorage) Unlock(context.Context, string) error      { return nil }
 
-func (s *testStorage) List(context.Context, string, bool) ([]string, error) {
-	return nil, errors.New("maintenance lists no directory")
+func (s *testStorage) List(ctx context.Context, path string, _ bool) (keys []string, err error) {
+	if err := s.meet(ctx, "list", path); err != nil {
+		return nil, err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for key := range s.values {
+		if strings.HasPrefix(key, path+"/") {
+			keys = append(keys, key)
+		}
+	}
+	return keys, nil
 }
 
 func (s *testStorage) Stat(context.Context, string) (certmagic.KeyInfo, error) {

@@ -46,8 +46,9 @@ func init() {
 type Handler struct {
 	// The name of the site that this handler belongs to: 1 to 64 of
 	// `a-z 0-9 . - _ : *`, beginning with a letter, digit or `*`; upper case
-	// is folded; not `on`, `off`, `status` or `help`. Handlers that carry the
-	// same name are switched together. Required.
+	// is folded; not `on`, `off`, `run`, `page`, `instances`, `forget`, `status` or
+	// `help`, which are commands. Handlers that carry the same name are switched
+	// together. Required.
 	Site string `json:"site"`
 
 	// A custom page. A value that contains `://` or begins with `//` (which is read

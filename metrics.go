@@ -8,6 +8,7 @@ import (
 
 	"github.com/caddyserver/caddy/v2"
 
+	"example.com/caddy-maintenance/internal/api"
 	"example.com/caddy-maintenance/internal/site"
 )
 
@@ -15,7 +16,7 @@ import (
 // are asked from: after a reload that failed, Caddy's admin endpoint has that of the
 // failed one.
 type metrics struct {
-	enabled, since, inFlight, held, requests, lastSync *prometheus.Desc
+	enabled, since, inFlight, held, requests, lastSync, instances *prometheus.Desc
 }
 
 // registerMetrics adds the metrics to the config's registry, if they are not there.
@@ -37,7 +38,10 @@ func registerMetrics(ctx caddy.Context) error {
 		requests: prometheus.NewDesc("caddy_maintenance_requests_total",
 			"Requests that a maintenance has blocked, let bypass, released from hold or terminated.", []string{"site", "outcome"}, nil),
 		lastSync: prometheus.NewDesc("caddy_maintenance_last_sync_timestamp_seconds",
-			"Unix time when the storage was last looked at for switches of other instances. Absent if that is turned off.", nil, nil),
+			"Unix time when the storage was last looked at for switches of other instances, and answered. Absent if that is turned off.", nil, nil),
+		instances: prometheus.NewDesc("caddy_maintenance_instances",
+			"Instances on the storage by state, this one included, as this one sees them once a minute. Absent if following is turned off.",
+			[]string{"state"}, nil),
 	})
 	if known := (prometheus.AlreadyRegisteredError{}); errors.As(err, &known) {
 		return nil
@@ -47,7 +51,7 @@ func registerMetrics(ctx caddy.Context) error {
 
 // Describe implements prometheus.Collector.
 func (m *metrics) Describe(descs chan<- *prometheus.Desc) {
-	for _, desc := range []*prometheus.Desc{m.enabled, m.since, m.inFlight, m.held, m.requests, m.lastSync} {
+	for _, desc := range []*prometheus.Desc{m.enabled, m.since, m.inFlight, m.held, m.requests, m.lastSync, m.instances} {
 		descs <- desc
 	}
 }
@@ -81,8 +85,19 @@ func (m *metrics) Collect(values chan<- prometheus.Metric) {
 				float64(s.requests[o].Load()), s.Name, name)
 		}
 	}
-	if last := lastSync.Load(); last != nil && len(app.sites) > 0 && app.SyncInterval > 0 {
+	if !app.hasReport() {
+		return
+	}
+	if last := lastSync.Load(); last != nil {
 		gauge(m.lastSync, seconds(*last))
+	}
+	counts := map[string]int{api.InstanceConfirmed: 0, api.InstancePending: 0, api.InstanceSilent: 0, api.InstanceStopping: 0}
+	list, _, _ := app.instances(nil)
+	for _, i := range list {
+		counts[i.State]++
+	}
+	for state, n := range counts {
+		gauge(m.instances, float64(n), state)
 	}
 }
 

@@ -1,7 +1,9 @@
 package maintenance
 
 import (
+	"context"
 	"fmt"
+	"io/fs"
 	"maps"
 	"net/http"
 	"regexp"
@@ -39,6 +41,7 @@ func TestMetricsSayWhatIsInMaintenance(t *testing.T) {
 	expect(1)
 
 	s.storage.setFault(failOn("load", "maintenance/"))
+	wantEqual(t, "instances", fmt.Sprint(s.instances()), "map[confirmed:1 pending:0 silent:0 stopping:0]")
 	s.reload("maintenance blog") // whose state is unknown; the sites that have gone have no metrics
 	s.wantMetrics(map[string]float64{"enabled blog": 1, "in_flight_requests blog": 0, "held_requests blog": 0})
 	s.storage.setFault(nil)
@@ -126,11 +129,15 @@ func TestLastSyncStandsStillInAnOutage(t *testing.T) {
 		storage := newTestStorage(t)
 		a, _ := newTestApp(t, storage, "shop")
 		go newFollower(a).run()
-		for _, outage := range []bool{false, true, false} {
-			storage.setFault(nil)
-			if outage {
-				storage.setFault(failOn("load", "maintenance/"))
+		nothing := func(_ context.Context, op, _ string) error {
+			if op == "load" {
+				return fs.ErrNotExist // as some storages say when they fail
 			}
+			return nil
+		}
+		for _, fault := range []func(context.Context, string, string) error{nil, failOn("load", "maintenance/"), nil, nothing, nil} {
+			storage.setFault(fault)
+			outage := fault != nil
 			began := time.Now()
 			time.Sleep(time.Minute)
 			if last := *lastSync.Load(); last.Before(began) != outage {
@@ -152,7 +159,18 @@ func (s *server) wantMetrics(want map[string]float64) {
 	}
 }
 
-// metrics are those of this module, by name and labels: "enabled shop".
+var instancesLine = regexp.MustCompile(`(?m)^caddy_maintenance_instances{state="(\w+)"} (\S+)$`)
+
+// instances are the instances by state.
+func (s *server) instances() map[string]string {
+	found := make(map[string]string)
+	for _, match := range instancesLine.FindAllStringSubmatch(send(s.t, http.MethodGet, s.admin+"/metrics", "", nil).body, -1) {
+		found[match[1]] = match[2]
+	}
+	return found
+}
+
+// metrics are those of this module's sites, by name and labels: "enabled shop".
 func (s *server) metrics() map[string]float64 { return s.metricsOf(s.admin) }
 
 var metricLine = regexp.MustCompile(`(?m)^caddy_maintenance_(\w+)(?:{(?:outcome="(\w+)",)?site="(\w+)"})? (\S+)$`)

@@ -19,6 +19,7 @@ import (
 func (a *App) notify(s *configuredSite, change site.Change) {
 	s.setTerminateTimer()
 	a, s = a.successor(s)
+	a.memory.Keep(a.storageID, s.Name, change.After)
 	before, after := a.viewsOf(s, change)
 	runs := a.running.Load() // else the pages may not all be there yet; Start renders them
 	if before.Kind() == site.Loading {
@@ -50,7 +51,7 @@ func (a *App) notify(s *configuredSite, change site.Change) {
 		s.forgetPages()
 	}
 	if after.Blocks() && !before.Blocks() {
-		go logDrained(s)
+		go a.logDrained(s)
 	}
 }
 
@@ -93,14 +94,17 @@ func stateFields(v site.View) []zap.Field {
 	return fields
 }
 
-// logDrained says when the last request that was in flight has ended, unless the site is
-// opened before. The config may have been replaced by then, and its log closed.
-func logDrained(s *configuredSite) {
+// logDrained logs and reports when the last request that was in flight has ended, unless the
+// site is opened before. The config may have been replaced by then, and its log closed.
+func (a *App) logDrained(s *configuredSite) {
 	start := time.Now()
-	if s.awaitDrained(nil) {
-		caddy.Log().Named("maintenance").Info("drained: nothing is in flight on this instance any more",
-			zap.String("site", s.Name), zap.Duration("after", time.Since(start)))
+	if !s.awaitDrained(nil) {
+		return
 	}
+	next, _ := a.successor(s)
+	next.reportSoon()
+	caddy.Log().Named("maintenance").Info("drained: nothing is in flight on this instance any more",
+		zap.String("site", s.Name), zap.Duration("after", time.Since(start)))
 }
 
 // warnOfSitesThatAreOn keeps a maintenance from being forgotten.

@@ -23,7 +23,6 @@ import (
 	"github.com/caddyserver/caddy/v2"
 
 	"example.com/caddy-maintenance/internal/page"
-	"example.com/caddy-maintenance/internal/store"
 )
 
 // What the config says
@@ -393,7 +392,7 @@ func TestConcurrentSwitchesReloadsAndRequests(t *testing.T) {
 	run(func(i int) { s.api("GET", []string{"/maintenance", "/maintenance/shop?wait=10ms"}[i%2], "") })
 	run(func(i int) {
 		s.storage.set(shopKey, fmt.Sprintf(`{"version": %d, "enabled": %t}`, time.Now().UnixMicro(), i%2 == 0))
-		s.storage.set(store.MarkerKey, fmt.Sprint(i))
+		s.storage.tell("shop")
 		<-time.After(time.Millisecond)
 	})
 	for i := range 4 {

@@ -300,11 +300,6 @@ func (c *caddy) recordPath(site string) string {
 	return filepath.Join(c.storage, "maintenance", "sites", site+".json")
 }
 
-// markerPath is where a switch leaves a sign for other instances.
-func (c *caddy) markerPath() string {
-	return filepath.Join(c.storage, "maintenance", "last_switch")
-}
-
 // awaitFile returns what is in the one file of a pattern in Caddy's directory, as soon as a
 // text is in it.
 func (c *caddy) awaitFile(pattern, text string) (content string) {

@@ -7,11 +7,13 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"net/http"
 	"net/http/cookiejar"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -25,6 +27,7 @@ import (
 //	run: save <path>     that the block is a file
 //	run: from <address>  where the requests of the block come from
 //	run: on <machine>…   on which machines it is done, of several that share what is below /mnt
+//	run: kill <machine>  that the Caddy of this machine is killed before
 //	run: until <a> = <b> that it is done when the command a prints b
 //	run: with <a> = <b>  what takes the place of an example for the rest of the chapter, b
 //	                     being an address, or "a free port"
@@ -101,6 +104,7 @@ type docReader struct {
 	secrets     map[string]string // made here, by what the text has
 	name        string            // of the machine
 	mnt         string            // what is below /mnt
+	instances   map[string]string // names of machines, by the IDs of their instances
 	others      map[string]*docReader
 }
 
@@ -111,7 +115,7 @@ func newReader(t *testing.T) *docReader {
 			fmt.Fprintln(w, "ok")
 		case request.URL.Path == "/slow":
 			select {
-			case <-time.After(2 * time.Second):
+			case <-time.After(4 * time.Second):
 			case <-request.Context().Done():
 			}
 			fmt.Fprintln(w, "At last.")
@@ -122,7 +126,7 @@ func newReader(t *testing.T) *docReader {
 		}
 	})
 	r := newMachine(t, "web-1")
-	r.app, r.mnt, r.others = upstream, filepath.Join(r.caddy.dir, "mnt"), map[string]*docReader{"web-1": r}
+	r.app, r.mnt, r.instances, r.others = upstream, filepath.Join(r.caddy.dir, "mnt"), make(map[string]string), map[string]*docReader{"web-1": r}
 	return r
 }
 
@@ -139,7 +143,7 @@ func (r *docReader) at(name string) *docReader {
 		r.others[name] = newMachine(r.t, name)
 	}
 	other := r.others[name]
-	other.app, other.mnt, other.examples, other.from = r.app, r.mnt, r.examples, r.from
+	other.app, other.mnt, other.instances, other.examples, other.from = r.app, r.mnt, r.instances, r.examples, r.from
 	return other
 }
 
@@ -157,6 +161,8 @@ func (r *docReader) do(blocks ...block) {
 				r.from = rest
 			case "on":
 				machines = strings.Fields(rest)
+			case "kill":
+				r.at(rest).caddy.kill()
 			case "until":
 				until = rest
 			case "with":
@@ -202,6 +208,9 @@ func (r *docReader) local(text string) string {
 	for old, secret := range r.secrets {
 		replacements = append(replacements, old, secret)
 	}
+	for id, name := range r.instances {
+		replacements = append(replacements, "forget "+name, "forget "+id)
+	}
 	return strings.NewReplacer(replacements...).Replace(text)
 }
 
@@ -223,9 +232,35 @@ func (r *docReader) load(text string) {
 	}
 	path := filepath.Join(r.caddy.dir, "etc", "Caddyfile")
 	write(r.t, path, text)
-	r.caddy.kill() // after a reload the config before may still answer a last connection
+	r.stop() // after a reload the config before may still answer a last connection
 	r.caddy.run(path)
 	r.caddy.awaitRunning()
+	r.findInstance()
+}
+
+// stop ends Caddy as a service manager does.
+func (r *docReader) stop() {
+	if r.caddy.process != nil {
+		_ = r.caddy.process.Process.Signal(syscall.SIGTERM)
+		_ = r.caddy.process.Wait()
+		r.caddy.process = nil
+	}
+}
+
+// findInstance notes the ID of the instance that has just been started. All instances of a
+// test have the same host name.
+func (r *docReader) findInstance() {
+	_, sites, _ := r.caddy.request(http.MethodGet, "/maintenance", "")
+	for _, site := range find(`"site":"([^"]*)"`, sites) {
+		_, _, _ = r.caddy.request(http.MethodGet, "/maintenance/"+site, "") // which waits until it has reported
+	}
+	maps.DeleteFunc(r.instances, func(_, name string) bool { return name == r.name })
+	_, list, _ := r.caddy.request(http.MethodGet, "/maintenance/instances", "")
+	for _, id := range find(`"id":"([^"]*)"`, list) {
+		if r.instances[id] == "" {
+			r.instances[id] = r.name
+		}
+	}
 }
 
 // console types the commands of a block and compares what they print.
@@ -247,8 +282,9 @@ func (r *docReader) console(b block) {
 
 var (
 	// Times and the like are others each time.
-	changing = regexp.MustCompile(`\d{4}-\d\d-\d\d[T ]\d\d:\d\d(:\d\d(\.\d+)?)?( ?[A-Z]+)?|\(in [0-9hms.]+\)`)
+	changing = regexp.MustCompile(`\d{4}-\d\d-\d\d[T ]\d\d:\d\d(:\d\d(\.\d+)?)?( ?[A-Z]+)?|\(in [0-9hms.]+\)|[0-9hms]+ ago|-[0-9a-f]{8}"`)
 	link     = regexp.MustCompile(`/\.maintenance/([A-Z2-7]{26})`)
+	columns  = regexp.MustCompile(` {2,}`) // which are as wide as the names in them
 )
 
 func (r *docReader) compare(b block, got, want string) {
@@ -258,14 +294,34 @@ func (r *docReader) compare(b block, got, want string) {
 		got = strings.ReplaceAll(got, made[1], shown[1])
 	}
 	got = strings.NewReplacer(
-		hostname(r.t), r.name, r.caddy.dir+"/etc/", "/etc/caddy/", r.mnt+"/", "/mnt/", r.caddy.admin, "localhost:2019",
+		append(r.namesOfInstances(), hostname(r.t), r.name, r.caddy.dir+"/etc/", "/etc/caddy/", r.mnt+"/", "/mnt/", r.caddy.admin, "localhost:2019")...,
 	).Replace(got)
-	pattern := regexp.QuoteMeta(changing.ReplaceAllString(want, "TIME"))
+	plain := func(text string) string {
+		return sortInstances(columns.ReplaceAllString(changing.ReplaceAllString(text, "TIME"), "  "))
+	}
+	pattern := regexp.QuoteMeta(plain(want))
 	pattern = strings.ReplaceAll(pattern, "\n…\n", "\n(.*\n)*")
 	pattern = "^" + strings.ReplaceAll(pattern, "…", ".*") + "$"
-	if !regexp.MustCompile(pattern).MatchString(changing.ReplaceAllString(got, "TIME")) {
+	if !regexp.MustCompile(pattern).MatchString(plain(got)) {
 		r.t.Errorf("%s: got\n%s\nwant\n%s", b.place, got, want)
 	}
+}
+
+// namesOfInstances returns what takes the place of IDs, old and new.
+func (r *docReader) namesOfInstances() (replacements []string) {
+	for id, name := range r.instances {
+		replacements = append(replacements, `"`+id+`"`, `"`+name+id[len(id)-9:]+`"`, id, name)
+	}
+	return replacements
+}
+
+// sortInstances sorts the rows of a table of instances, which Caddy sorts by ID.
+func sortInstances(text string) string {
+	return regexp.MustCompile(`(?m)(?:^web-.*\n)+`).ReplaceAllStringFunc(text, func(rows string) string {
+		lines := strings.SplitAfter(rows, "\n")
+		slices.Sort(lines)
+		return strings.Join(lines, "")
+	})
 }
 
 // run types a command line, and returns what it prints.

@@ -8,32 +8,35 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 )
 
 // What the operator sees of a storage that fails, and what visitors see: that of a site
 // in maintenance never opens by itself. Each line is a fault, what a switch on and a
-// switch off are answered while it lasts, and how the site is after a restart into it
-// and after a reload.
+// switch off are answered while it lasts, and how the site is after a restart into it:
+// on this machine, and on one that has nothing but the storage.
 var storageFaults = []struct {
-	fault             string
-	on, off           string // in the answer to a switch; nothing: the process has ended
-	restart, restored string // the state of a site that was on, while the fault lasts and afterwards
+	fault              string
+	on, off            string // in the answer to a switch; nothing: the process has ended
+	restart, elsewhere string // the state of a site that was on, while the fault lasts
 }{
 	{"slow load, slow store", `"state":"on"`, `"state":"off"`, "on", "on"},
-	{"fail load", nothingChanged, nothingChanged, "unknown", "on"},
-	{"hang load", notAnswered, notAnswered, "unknown", "on"},
+	{"fail load", nothingChanged, nothingChanged, "on", "unknown"},
+	{"hang load", notAnswered, notAnswered, "on", "unknown"},
 	{"fail store", mayTakeEffect, mayTakeEffect, "on", "on"},
 	{"hang store", notAnswered, notAnswered, "on", "on"},
 	{"report store", mayTakeEffect, mayTakeEffect, "on", "on"},      // it has been stored all the same
 	{"lose store", `"state":"on"`, `"state":"off"`, "on", "on"},     // it says so, and has not stored it
-	{"lose load", `"state":"on"`, `"state":"off"`, "off", "on"},     // a storage without the record knows of no switch
-	{"previous load", `"state":"on"`, `"state":"off"`, "off", "on"}, // so does one that has fallen behind
+	{"lose load", nothingThere, nothingThere, "on", "unknown"},      // it says that nothing is there
+	{"previous load", `"state":"on"`, `"state":"off"`, "on", "off"}, // all of it has fallen behind, which nobody else can know
 	{"exit store 1", "", "", "on", "on"},
 	{"exit store 2", "", "", "on", "on"},
+	{"exit store 3", "", "", "on", "on"},
 }
 
 const (
 	nothingChanged = "the disk is on fire; nothing has changed"
+	nothingThere   = "it is taken to be down; nothing has changed"
 	mayTakeEffect  = "the disk is on fire; the switch may still take effect"
 	notAnswered    = "the storage did not answer within 10s; the switch may still take effect"
 )
@@ -52,7 +55,11 @@ func TestNoFaultOfTheStorageOpensASite(t *testing.T) {
 				c.keepsClosed()
 				c.switchUnder(f.fault, http.MethodDelete, f.off)
 			}},
-			{"restart", func(c *faultyCaddy) { c.restartUnder(f.fault, f.restart, f.restored) }},
+			{"restart", func(c *faultyCaddy) { c.restartUnder(f.fault, f.restart) }},
+			{"restart elsewhere", func(c *faultyCaddy) {
+				c.forgets = true
+				c.restartUnder(f.fault, f.elsewhere)
+			}},
 			{"reload", func(c *faultyCaddy) { c.reloadUnder(f.fault) }},
 			{"sync", func(c *faultyCaddy) { c.syncUnder(f.fault) }},
 		} {
@@ -111,18 +118,21 @@ func (c *faultyCaddy) switchOn(options string) {
 }
 
 // restartUnder restarts the process of a site that is on while a fault lasts.
-func (c *faultyCaddy) restartUnder(fault, during, afterwards string) {
+func (c *faultyCaddy) restartUnder(fault, during string) {
 	c.t.Helper()
 	c.switchOn("")
 	c.kill()
 	c.begin(fault)
+	if c.forgets {
+		remove(c.t, filepath.Join(c.dir, "data"))
+	}
 	if during != "off" {
 		c.keepsClosed()
 	}
 	c.restart()
 	c.awaitState("shop", during)
 	c.heal()
-	c.awaitState("shop", afterwards)
+	c.awaitState("shop", "on")
 	c.expectVisitor(http.StatusServiceUnavailable)
 }
 
@@ -177,8 +187,9 @@ func (c *faultyCaddy) syncUnder(fault string) {
 // faultyCaddy is a Caddy whose storage fails as it is told to, and its site.
 type faultyCaddy struct {
 	*caddy
-	shop   site
-	closed atomic.Bool // visitors must not get in
+	shop    site
+	forgets bool        // a restart is on another machine
+	closed  atomic.Bool // visitors must not get in
 }
 
 // newFaultyCaddy starts one, whose storage does not fail yet.
@@ -237,6 +248,125 @@ func (c *faultyCaddy) keepsClosed() {
 		c.closed.Store(false)
 		clients.Wait()
 	})
+}
+
+// What the storage has lost, or has of an earlier time, opens nothing, though all instances
+// are restarted at once; it gets the records again.
+//
+// G3
+func TestStorageThatHasForgottenOpensNothing(t *testing.T) {
+	t.Parallel()
+	for _, test := range []struct {
+		name   string
+		forget func(f *fleetOf, before string)
+	}{
+		{"emptied", func(f *fleetOf, _ string) {}},
+		{"an old snapshot", func(f *fleetOf, before string) {
+			if err := os.CopyFS(filepath.Join(f.shared, "maintenance"), os.DirFS(before)); err != nil {
+				f.t.Fatal(err)
+			}
+		}},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
+			f := newNamedFleet(t, 3)
+			a := f.all[0]
+			a.on("shop", "")
+			a.off("shop")
+			before := t.TempDir()
+			if err := os.CopyFS(before, os.DirFS(filepath.Join(f.shared, "maintenance"))); err != nil {
+				t.Fatal(err)
+			}
+			f.expect("maintenance on shop --message Migrating.", enabling+"done (3 instances)\n0")
+			for _, i := range f.all {
+				i.kill()
+			}
+			remove(t, filepath.Join(f.shared, "maintenance"))
+			test.forget(f, before)
+			for _, i := range f.all {
+				i.launch(i.caddyfile(i.shop))
+			}
+			for _, i := range f.all {
+				if got := i.shop.first(t).code; got != http.StatusServiceUnavailable {
+					t.Errorf("the first visitor got %d", got)
+				}
+			}
+			eventually(t, patience, "the record is back", func() bool {
+				record, err := readRecord(a.caddy)
+				return err == nil && record.State == "on" && record.Message == "Migrating."
+			})
+			for _, i := range f.all {
+				i.shop.expect(t, http.StatusServiceUnavailable)
+			}
+		})
+	}
+}
+
+// A write that the network has delayed lands after a newer one of another instance. Neither
+// an instance that is restarted nor a new one opens the site, and the newer record comes back.
+//
+// G3
+func TestLateWriteOpensNothing(t *testing.T) {
+	t.Parallel()
+	for _, isNew := range []bool{false, true} {
+		t.Run(map[bool]string{false: "restarted", true: "new"}[isNew], func(t *testing.T) {
+			t.Parallel()
+			f := newNamedFleet(t, 2)
+			a, b := f.all[0], f.all[1]
+			a.on("shop", "")
+			a.off("shop")
+			late, err := os.ReadFile(a.recordPath("shop"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			f.expect("maintenance on shop", enabling+"done (2 instances)\n0")
+			b.kill()
+			write(t, a.recordPath("shop"), string(late))
+			if isNew {
+				remove(t, filepath.Join(b.dir, "data"))
+			}
+			b.launch(b.caddyfile(b.shop))
+			if got := b.shop.first(t).code; got != http.StatusServiceUnavailable {
+				t.Errorf("the first visitor got %d", got)
+			}
+			b.awaitState("shop", "on")
+			eventually(t, patience, "the record is back", func() bool {
+				record, err := readRecord(a.caddy)
+				return err == nil && record.State == "on"
+			})
+			for _, i := range f.all {
+				i.shop.expect(t, http.StatusServiceUnavailable)
+			}
+		})
+	}
+}
+
+// An instance ends in the middle of a switch that nobody has been answered: the others come
+// to what is stored within two intervals, whatever that is.
+//
+// G2, G4
+func TestSwitchThatDiesHalfWayLeavesNobodySplit(t *testing.T) {
+	t.Parallel()
+	for fault, want := range map[string]string{"exit store 1": "off", "exit store 2": "off", "exit store 3": "on"} {
+		t.Run(fault, func(t *testing.T) {
+			t.Parallel()
+			f := newNamedFleet(t, 3)
+			f.fault(1, fault)
+			if _, err := f.all[1].try(http.MethodPut, "shop", ""); err == nil {
+				t.Fatal("the switch was answered")
+			}
+			died := time.Now()
+			f.all[1].kill()
+			f.fault(1, "")
+			f.all[1].start(f.all[1].caddyfile(f.all[1].shop))
+			for _, i := range f.all {
+				i.awaitState("shop", want)
+			}
+			if took := time.Since(died); took > 2*syncInterval+2*time.Second { // a busy machine
+				t.Errorf("it took %s", took)
+			}
+		})
+	}
 }
 
 // A data directory that cannot be written is named to the operator.

@@ -126,7 +126,7 @@ func (s *faultyStorage) Store(ctx context.Context, key string, value []byte) err
 	if !strings.HasPrefix(key, "maintenance/") {
 		return s.FileStorage.Store(ctx, key, value)
 	}
-	if s.has("exit store") && s.has(fmt.Sprintf("exit store %d", s.stores.Add(1))) {
+	if s.has("exit store") && !strings.Contains(key, "/instances/") && s.has(fmt.Sprintf("exit store %d", s.stores.Add(1))) {
 		os.Exit(1)
 	}
 	if err := s.meet("store"); err != nil {
@@ -147,6 +147,23 @@ func (s *faultyStorage) Store(ctx context.Context, key string, value []byte) err
 		return errFire
 	}
 	return nil
+}
+
+func (s *faultyStorage) Delete(ctx context.Context, key string) error {
+	if err := s.meet("store"); err != nil {
+		return err
+	}
+	return s.FileStorage.Delete(ctx, key)
+}
+
+func (s *faultyStorage) List(ctx context.Context, path string, recursive bool) ([]string, error) {
+	if err := s.meet("load"); err != nil {
+		return nil, err
+	}
+	if s.has("lose load") {
+		return nil, nil
+	}
+	return s.FileStorage.List(ctx, path, recursive)
 }
 
 // eventFile adds a line for each event to the file "events" in Caddy's working directory.

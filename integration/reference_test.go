@@ -189,6 +189,13 @@ func TestReferenceHasEveryFieldOfTheAnswer(t *testing.T) {
 		all = c.fields("/maintenance/shop")
 		return pageOf(all)["error"] != nil
 	})
+	write(t, filepath.Join(c.storage, "maintenance", "instances", "web-9-00000000.json"), `{"instance": "web-9", "clock": "2096-01-31T03:00:00Z"}`)
+	instances := make(map[bool]map[string]any) // by whether the clock is off
+	var list []map[string]any
+	c.get("/maintenance/shop/instances", &list)
+	for _, i := range list {
+		instances[i["clock_offset"] != nil] = i
+	}
 	section := readReference(t, "### Answer")
 	for _, test := range []struct {
 		rows     [][]string
@@ -198,6 +205,7 @@ func TestReferenceHasEveryFieldOfTheAnswer(t *testing.T) {
 	}{
 		{readTable(t, section, "field", 1), all, never, ""},
 		{readTable(t, section, "field", 2), pageOf(all), pageOf(never), "fetched_at"},
+		{readTable(t, readReference(t, "### Instances"), "field", 1), instances[true], instances[false], ""},
 	} {
 		expectSame(t, "answer", firstCodes(test.rows), slices.Collect(maps.Keys(test.all)))
 		for _, row := range test.rows {
@@ -215,14 +223,20 @@ func TestReferenceHasEveryFieldOfTheAnswer(t *testing.T) {
 // fields returns what the admin API answers.
 func (c *caddy) fields(path string) (fields map[string]any) {
 	c.t.Helper()
+	c.get(path, &fields)
+	return fields
+}
+
+// get reads what the admin API answers.
+func (c *caddy) get(path string, into any) {
+	c.t.Helper()
 	_, answer, err := c.request(http.MethodGet, path, "")
 	if err == nil {
-		err = json.Unmarshal([]byte(answer), &fields)
+		err = json.Unmarshal([]byte(answer), into)
 	}
 	if err != nil {
 		c.t.Fatal(err, answer)
 	}
-	return fields
 }
 
 func typeOf(value any) string {
@@ -247,7 +261,9 @@ func TestReferenceHasEveryFlag(t *testing.T) {
 	t.Parallel()
 	c := newCaddy(t)
 	rows := readTable(t, readReference(t, "## Command"), "flag", 1)
-	for what, args := range map[string][]string{"shows": nil, "on": {"on"}, "off": {"off"}} {
+	for what, args := range map[string][]string{
+		"shows": nil, "on": {"on"}, "off": {"off"}, "instances": {"instances"}, "forget": {"forget"},
+	} {
 		help := c.command(append(append([]string{"maintenance"}, args...), "--help")...).stdout
 		known := find(`(--[a-z-]+)|(-[a-z]),`, find(`(?s)\nFlags:\n(.*?)\n\n`, help)[0])
 		var named []string

@@ -1,8 +1,10 @@
 package integration
 
 import (
+	"crypto/rand"
 	"net/http"
 	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -25,7 +27,8 @@ func TestSwitchedOnSiteStaysClosed(t *testing.T) {
 	unbound.address = listen(t, "127.0.0.1:0").Addr().String()
 	loseRecord := func() { remove(t, c.recordPath("shop")) }
 	reload := func() { c.reload(c.caddyfile(shop)) }
-	otherSwitches := func() { write(t, c.markerPath(), "of another instance") }
+	journal := filepath.Join(c.storage, "maintenance", "journal.json")
+	otherSwitches := func() { write(t, journal, `[{"id":"`+rand.Text()+`","site":"shop"}]`) }
 
 	prober := probe(t, shop)
 	defer prober.stop()
@@ -43,7 +46,8 @@ func TestSwitchedOnSiteStaysClosed(t *testing.T) {
 		{"config that fails in Start", []func(){func() { refuse(t, c, c.caddyfile(shop, unbound), "bind") }}},
 		{"record lost, reload", []func(){loseRecord, reload}},
 		{"record lost, switch elsewhere", []func(){loseRecord, otherSwitches}},
-		{"record lost with the marker", []func(){loseRecord, func() { remove(t, c.markerPath()) }}},
+		{"record lost with the journal", []func(){loseRecord, func() { remove(t, journal) }}},
+		{"everything lost", []func(){func() { remove(t, filepath.Join(c.storage, "maintenance")) }}},
 		{"record garbled, reload", []func(){func() { write(t, c.recordPath("shop"), "{") }, reload}},
 		{"older record comes back", []func(){
 			func() { write(t, c.recordPath("shop"), `{"version": 1, "enabled": false}`) }, otherSwitches,
@@ -76,9 +80,10 @@ func refuse(t *testing.T, c *caddy, caddyfile, cause string) {
 	}
 }
 
+// remove removes a file or a directory, at once.
 func remove(t *testing.T, path string) {
 	t.Helper()
-	if err := os.Remove(path); err != nil {
+	if err := os.Rename(path, filepath.Join(t.TempDir(), "removed")); err != nil {
 		t.Fatal(err)
 	}
 }

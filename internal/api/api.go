@@ -14,6 +14,10 @@ const Path = "/maintenance"
 // SitePath returns the path of one site. Names of sites need no escaping.
 func SitePath(site string) string { return Path + "/" + site }
 
+// InstancesPath is where the instances of the fleet are; under a site's path, as far as the
+// site is concerned.
+const InstancesPath = "/instances"
+
 // MaxWait is the longest that a GET of a site waits for it to be drained. WaitParameter is
 // the duration in its query.
 const (
@@ -66,6 +70,29 @@ type Page struct {
 	Error        string    `json:"error,omitempty"`
 	ShowsMessage bool      `json:"shows_message"` // whether it has a place for the message
 }
+
+// Instance is what an instance of the fleet has last said of itself, about a site or about
+// all sites.
+type Instance struct {
+	Instance     string    `json:"instance"` // host name
+	ID           string    `json:"id"`       // of this process: the host's name and a random part
+	State        string    `json:"state"`
+	InFlight     int64     `json:"in_flight"` // on the site, or on all sites that are not off
+	Held         int64     `json:"held"`
+	Seen         time.Time `json:"seen"`                   // when it was last heard of
+	SyncInterval string    `json:"sync_interval"`          // a duration, or SyncOff
+	ClockOffset  string    `json:"clock_offset,omitempty"` // how far its clock is ahead of this instance's, if by more than 30 s
+	Drained      bool      `json:"drained"`                // the site is closed there and nothing is in flight
+}
+
+// The states of an instance.
+const (
+	InstanceConfirmed = "confirmed" // has applied everything that was stored before it was asked
+	InstancePending   = "pending"   // has not answered yet
+	InstanceSilent    = "silent"    // has not answered in time; it may still let requests in
+	InstanceStopping  = "stopping"  // is about to exit
+	InstanceAbsent    = "absent"    // its config does not have the site
+)
 
 // Error is the answer to every request that fails.
 type Error struct {

@@ -75,6 +75,10 @@ func (f *fakeAPI) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if !r.Close {
 		f.t.Errorf("%s keeps its connection, which nothing would close", got)
 	}
+	if answer := unscripted(got); answer != "" && (len(f.script) == 0 || f.script[0].request != got) {
+		_, _ = io.WriteString(w, answer)
+		return
+	}
 	if len(f.script) == 0 || f.script[0].request != got {
 		f.t.Errorf("requested: %s, want the first of %+v", got, f.script)
 		http.Error(w, "unexpected", http.StatusTeapot)
@@ -165,10 +169,32 @@ func with(site, fields string) string { return strings.TrimSuffix(site, "}") + "
 
 // waits is a request that waits, and finds so many in flight when that has taken so long.
 func waits(query string, takes time.Duration, inFlight int) exchange {
-	site, _, _ := strings.Cut(query, "?")
-	return exchange{
-		request: "GET /maintenance/" + query,
-		answer:  fmt.Sprintf(`{"site":%q,"state":"on","instance":"web-1","sync_interval":"2s","in_flight":%d}`, site, inFlight),
-		takes:   takes,
+	site, wait, _ := strings.Cut(query, "?")
+	return instances(site+"/instances?"+wait, takes, instance("web-1", "confirmed", inFlight))
+}
+
+// instances is a request for what the instances say.
+func instances(query string, takes time.Duration, list ...string) exchange {
+	return exchange{request: "GET /maintenance/" + query, answer: "[" + strings.Join(list, ",") + "]", takes: takes}
+}
+
+// instance is what one of them says, which was heard of a minute ago.
+func instance(host, state string, inFlight int) string {
+	drained := inFlight == 0 && (state == "confirmed" || state == "stopping")
+	return fmt.Sprintf(`{"instance":%q,"id":%q,"state":%q,"in_flight":%d,"drained":%t,"seen":"2026-01-31T01:59:00Z","sync_interval":"2s"}`,
+		host, host+"-1", state, inFlight, drained)
+}
+
+// unscripted is the answer to what every switch asks at the end, where a script says nothing
+// else: there is one instance, and the site is on.
+func unscripted(request string) string {
+	switch {
+	case strings.HasSuffix(request, "/instances"):
+		return "[" + instance("web-1", "confirmed", 0) + "]"
+	case request == "GET /maintenance/shop":
+		return shopOn
+	case request == "GET /maintenance/wiki":
+		return wikiOn
 	}
+	return ""
 }

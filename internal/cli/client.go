@@ -10,6 +10,7 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
+	"time"
 
 	caddycmd "github.com/caddyserver/caddy/v2/cmd"
 
@@ -29,6 +30,17 @@ func (c client) sites() ([]api.Site, error) {
 		return nil, errors.New("no site of the running config can be switched; add a directive such as \"maintenance shop\" to a site block and reload Caddy")
 	}
 	return list, nil
+}
+
+// instances returns the instances of the fleet, as far as a site is concerned: at once, or
+// when all are drained, within the time to wait.
+func (c client) instances(site string, wait time.Duration) (list []api.Instance, err error) {
+	uri := api.SitePath(site) + api.InstancesPath
+	if wait > 0 {
+		uri += "?" + api.WaitParameter + "=" + wait.String()
+	}
+	err = c.send(http.MethodGet, uri, nil, &list)
+	return list, err
 }
 
 // send sends body, if it is not nil, and decodes the answer.

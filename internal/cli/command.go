@@ -1,8 +1,8 @@
 // Package cli is the command, caddy maintenance: it shows sites, switches them, and
 // waits for them to be drained.
 //
-// What it says on standard output, and its exit status (0, 1 for what failed, 2 for a
-// site that was not drained in time), are for people and scripts alike and do not
+// What it says on standard output, and its exit status (0, 1 for what failed, 2 for what
+// not every instance has confirmed, or is not drained in time), are for people and scripts alike and do not
 // change between versions without a word in the changelog. It knows a site only by
 // what the admin API answers (internal/api); of Caddy it uses what every command uses,
 // and nothing of the module that it switches.
@@ -43,7 +43,7 @@ page; nothing about the app behind Caddy changes:
 
 The sites are those that the running config has a maintenance directive for.
 With --wait the command returns when the site is drained, that is, when no
-request that was let in before is still in flight on this instance. It exits
+request that was let in before is still in flight on any instance. It exits
 with status 2 if that takes longer than the time given.
 
 With --json it prints the admin API's answer: one site if a site is named,
@@ -64,7 +64,7 @@ func setUp(cmd *cobra.Command, now func() time.Time) {
 		return nil
 	}
 	cmd.Flags().BoolVar(&show.json, "json", false, "Print the admin API's answer")
-	cmd.AddCommand(newOnCommand(now), newOffCommand(now))
+	cmd.AddCommand(newOnCommand(now), newOffCommand(now), newInstancesCommand(now), newForgetCommand(now))
 }
 
 func newOnCommand(now func() time.Time) *cobra.Command {
@@ -72,12 +72,13 @@ func newOnCommand(now func() time.Time) *cobra.Command {
 		Use:   "on [<site>...] [--all]",
 		Short: "Puts sites into maintenance",
 		Long: `
-Puts sites into maintenance. Once this says done, no new request gets through
-this instance, and others on the same storage follow; with --wait it returns when
-those that were let in before have ended too.
+Puts sites into maintenance. Once this says done, no new request gets through any
+instance on the storage; with --wait it returns when those that were let in before
+have ended too. It says how many instances there are if there are several. If one
+has not confirmed, it says which, and exits with status 2.
 
-Of a site that is already in maintenance only the options that are given are
-changed. An empty value clears an option.`,
+If a site is already in maintenance, only the options you give change. An empty
+value clears an option.`,
 		Example: `  $ caddy maintenance on shop --wait 30s
   $ caddy maintenance on shop --message "Back at three." --until 15:00
   $ caddy maintenance on shop --for 20m
@@ -96,8 +97,9 @@ func newOffCommand(now func() time.Time) *cobra.Command {
 		Use:   "off [<site>...] [--all]",
 		Short: "Takes sites out of maintenance",
 		Long: `
-Takes sites out of maintenance. Once this says done, requests get through this
-instance again, and others on the same storage follow.`,
+Takes sites out of maintenance. Once this says done, requests get through every
+instance on the storage again. If one has not confirmed, it says which, and exits
+with status 2.`,
 		Example: `  $ caddy maintenance off shop
   $ caddy maintenance off --all`,
 	}
@@ -120,8 +122,9 @@ type call struct {
 	wait           time.Duration // how long to wait for sites to be drained; 0: not at all
 }
 
-// exitTimedOut is the exit status where a site was not drained in time.
-const exitTimedOut = 2
+// exitIncomplete is the exit status where an instance has not confirmed a switch, or a site
+// was not drained in time.
+const exitIncomplete = 2
 
 // setUp adds the flags that all commands have, and makes run what cmd does. It takes the
 // names of sites and returns the exit status; an error exits with 1.

@@ -56,7 +56,7 @@ func (c *statusCommand) run(args []string) (int, error) {
 func (c *statusCommand) awaitDrained(site string) (status int, err error) {
 	w := c.newWaiter()
 	if c.json {
-		w.stdout, w.progress = io.Discard, newProgressLine(c.stderr)
+		w.stdout, w.progress = io.Discard, newProgress(c.stderr)
 	}
 	return w.waitForEach([]string{site})
 }

@@ -35,19 +35,18 @@ func (c *onCommand) run(args []string) (int, error) {
 		return 0, err
 	}
 	made := makesSecret(c.flags)
-	s := c.newSwitching("Enabling", picked)
-	for _, before := range picked {
-		s.begin(before)
+	s := c.newSwitching("Enabling", api.StateOn, picked)
+	for i := range s.sites {
 		if made { // one for each site, so that a tester of one does not get into another
 			options = maps.Clone(options)
 			options[site.OptionBypassSecret] = rand.Text()
 		}
-		before, after, err := c.turnOn(before, options)
-		report := reportOn(before, after, c.now())
+		one := &s.sites[i]
+		one.before, one.after, one.err = c.turnOn(one.before, options)
+		one.note, one.consequence = noteOn(one.before, one.after, c.now())
 		if made {
-			report += fmt.Sprintf("\nTo get in, open %s%s on the site", site.LinkPrefix, options[site.OptionBypassSecret])
+			one.consequence += fmt.Sprintf("\nTo get in, open %s%s on the site", site.LinkPrefix, options[site.OptionBypassSecret])
 		}
-		s.end(after, report, err)
 	}
 	return s.finish()
 }
@@ -67,19 +66,19 @@ func (c *onCommand) turnOn(listed api.Site, options map[string]any) (before, aft
 	return listed, after, err
 }
 
-func reportOn(before, after api.Site, now time.Time) string {
-	report := "done"
+// noteOn returns what was so before, and what will come of the switch.
+func noteOn(before, after api.Site, now time.Time) (note, consequence string) {
 	wasOn := before.State == api.StateOn
 	if wasOn {
-		report += " (was already on" + sinceWords(before.Since, now) + ")"
+		note = "was already on" + sinceWords(before.Since, now)
 	}
 	switch {
 	case !after.Until.IsZero():
-		report += ", ends by itself " + clockTime(after.Until, now) + " (in " + roughly(after.Until.Sub(now)) + ")"
+		consequence = ", ends by itself " + clockTime(after.Until, now) + " (in " + roughly(after.Until.Sub(now)) + ")"
 	case wasOn && !before.Until.IsZero():
-		report += ", does not end by itself any more"
+		consequence = ", does not end by itself any more"
 	}
-	return report
+	return note, consequence
 }
 
 // offCommand takes sites out of maintenance.
@@ -97,59 +96,111 @@ func (c *offCommand) run(args []string) (int, error) {
 	if err != nil {
 		return 0, err
 	}
-	s := c.newSwitching("Disabling", picked)
-	for _, before := range picked {
-		s.begin(before)
-		var after api.Site
-		err := c.admin.send(http.MethodDelete, api.SitePath(before.Site), nil, &after)
-		s.end(after, reportOff(before, c.now()), err)
+	s := c.newSwitching("Disabling", api.StateOff, picked)
+	for i := range s.sites {
+		one := &s.sites[i]
+		one.err = c.admin.send(http.MethodDelete, api.SitePath(one.before.Site), nil, &one.after)
+		if one.before.State == api.StateOff {
+			one.note = "was already off" + sinceWords(one.before.Since, c.now())
+		}
 	}
 	return s.finish()
 }
 
-func reportOff(before api.Site, now time.Time) string {
-	if before.State == api.StateOff {
-		return "done (was already off" + sinceWords(before.Since, now) + ")"
-	}
-	return "done"
-}
-
-// switching reports on each site in turn. A site that fails keeps no other from being
+// switching switches sites on this instance, all of them at once, and then reports on each
+// in turn when every instance has confirmed it. A site that fails keeps no other from being
 // switched or waited for.
 type switching struct {
 	*call
-	doing    string
-	multiple bool // more than one site is being switched
-	switched []string
-	failed   []error
+	doing string
+	want  string // the state that the sites are to have
+	sites []switched
+	began time.Time
 }
 
-func (c *call) newSwitching(doing string, sites []api.Site) *switching {
-	return &switching{call: c, doing: doing, multiple: len(sites) > 1}
+// switched is a site that is being switched.
+type switched struct {
+	before, after     api.Site
+	note, consequence string // what was so before, and what will come of it
+	err               error
 }
 
-func (s *switching) begin(site api.Site) {
-	fmt.Fprintf(s.stdout, "%s maintenance mode for %s... ", s.doing, site.Site)
-}
-
-func (s *switching) end(after api.Site, report string, err error) {
-	if err != nil {
-		fmt.Fprintln(s.stdout, "failed")
-		s.failed = append(s.failed, err)
-		return
+func (c *call) newSwitching(doing, want string, sites []api.Site) *switching {
+	s := &switching{call: c, doing: doing, want: want, began: c.now()}
+	for _, before := range sites {
+		s.sites = append(s.sites, switched{before: before})
 	}
-	fmt.Fprintln(s.stdout, report)
-	if after.State == api.StateOn {
-		warnOfPages(s.stderr, after, s.now())
-	}
-	s.switched = append(s.switched, after.Site)
+	s.begin(sites[0].Site)
+	return s
+}
+
+func (s *switching) begin(site string) {
+	fmt.Fprintf(s.stdout, "%s maintenance mode for %s... ", s.doing, site)
 }
 
 func (s *switching) finish() (status int, err error) {
+	var names []string
+	var failed []error
+	for i, one := range s.sites {
+		if i > 0 {
+			s.begin(one.before.Site)
+		}
+		incomplete, err := s.report(one)
+		if err != nil {
+			fmt.Fprintln(s.stdout, "failed")
+			failed = append(failed, err)
+			continue
+		}
+		if incomplete {
+			status = exitIncomplete
+		}
+		names = append(names, one.after.Site)
+	}
 	if s.wait > 0 {
 		w := s.newWaiter()
-		w.multiple = s.multiple
-		status, err = w.waitForEach(s.switched)
+		w.multiple = len(s.sites) > 1
+		waited, err := w.waitForEach(names)
+		status, failed = max(status, waited), append(failed, err)
 	}
-	return status, errors.Join(append(s.failed, err)...)
+	return status, errors.Join(failed...)
+}
+
+// report says when every instance has confirmed the switch of a site, and which one has not.
+func (s *switching) report(one switched) (incomplete bool, err error) {
+	if one.err != nil {
+		return false, one.err
+	}
+	f, err := s.confirm(one.after)
+	if err != nil {
+		return false, err
+	}
+	words, incomplete := f.done(s.want, one.note, s.now())
+	fmt.Fprintln(s.stdout, words+one.consequence)
+	f.warnOfClocks(s.stderr)
+	if one.after.State == api.StateOn {
+		warnOfPages(s.stderr, one.after, s.now())
+	}
+	return incomplete, nil
+}
+
+// confirm returns when every instance has confirmed what is stored of the site, or is known
+// not to.
+func (s *switching) confirm(after api.Site) (fleet, error) {
+	for ; ; time.Sleep(pollInterval) {
+		list, err := s.admin.instances(after.Site, 0)
+		if err != nil {
+			return fleet{own: after.Instance, failure: err}, nil
+		}
+		f := fleet{list: list}
+		if f.some(isPending) || f.some(isLeaving) && s.now().Before(s.began.Add(leavingPatience)) {
+			continue
+		}
+		if len(list) > 1 {
+			var now api.Site
+			if err := s.admin.send(http.MethodGet, api.SitePath(after.Site), nil, &now); err == nil && now.State != s.want {
+				return f, fmt.Errorf("%s is %s again: somebody has switched it, or its time was over, before every instance had confirmed", after.Site, now.State)
+			}
+		}
+		return f, nil
+	}
 }

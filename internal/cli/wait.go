@@ -6,6 +6,7 @@ import (
 	"io"
 	"net/http"
 	"os"
+	"slices"
 	"time"
 
 	"example.com/caddy-maintenance/internal/api"
@@ -17,14 +18,14 @@ type waiter struct {
 	now            func() time.Time
 	limit          time.Duration
 	stdout, stderr io.Writer
-	progress       *progressLine
+	progress       *progress
 	multiple       bool // each report names its site
 }
 
 func (c *call) newWaiter() *waiter {
 	return &waiter{
 		admin: c.admin, now: c.now, limit: c.wait,
-		stdout: c.stdout, stderr: c.stderr, progress: newProgressLine(c.stdout),
+		stdout: c.stdout, stderr: c.stderr, progress: newProgress(c.stdout),
 	}
 }
 
@@ -37,7 +38,7 @@ func (w *waiter) waitForEach(sites []string) (status int, err error) {
 		drained, err := w.waitFor(site, deadline)
 		failed = append(failed, err)
 		if err == nil && !drained {
-			status = exitTimedOut
+			status = exitIncomplete
 		}
 	}
 	return status, errors.Join(failed...)
@@ -46,53 +47,61 @@ func (w *waiter) waitForEach(sites []string) (status int, err error) {
 // waitStep is how long one request waits. It is short, so that progress shows.
 const waitStep = time.Second
 
-// waitFor returns when nothing is in flight or the deadline has passed.
+// waitFor returns when the site is drained on every instance, or the deadline has passed.
 func (w *waiter) waitFor(site string, deadline time.Time) (drained bool, err error) {
 	defer w.progress.end()
 	for {
 		step := min(waitStep, max(deadline.Sub(w.now()), time.Millisecond))
-		var got api.Site
-		if err := w.admin.send(http.MethodGet, api.SitePath(site)+"?"+api.WaitParameter+"="+step.String(), nil, &got); err != nil {
+		list, err := w.admin.instances(site, step)
+		if err != nil {
 			return false, fmt.Errorf("waiting for %s to be drained: %w", site, err)
 		}
+		var got api.Site
+		if err := w.admin.send(http.MethodGet, api.SitePath(site), nil, &got); err != nil {
+			return false, fmt.Errorf("waiting for %s to be drained: %w", site, err)
+		}
+		f := fleet{list: list}
+		_, left := f.split(isDrained)
 		switch {
 		case got.State == api.StateOff:
 			return false, fmt.Errorf("%s is open: while this waited for it to be drained, it was switched off or its maintenance ended by itself", site)
-		case got.InFlight == 0:
+		case len(left) == 0:
 			w.progress.end()
-			if w.multiple {
-				fmt.Fprint(w.stdout, site, " ")
-			}
-			fmt.Fprintln(w.stdout, reportDrained(got))
+			fmt.Fprintln(w.stdout, w.reportDrained(site, f))
 			return true, nil
 		case !w.now().Before(deadline):
 			w.progress.end()
-			fmt.Fprintf(w.stderr, "%s: not drained in %s, %d still in flight on %s; maintenance stays on\n",
-				site, w.limit, got.InFlight, got.Instance)
+			fmt.Fprintf(w.stderr, "%s: not drained in %s: %s; maintenance stays on\n", site, w.limit, f.troubles(left, w.now()))
 			return false, nil
 		}
-		w.progress.show(fmt.Sprintf("%s: %d in flight", site, got.InFlight))
+		for _, i := range left {
+			w.progress.add(site + ": " + f.trouble(i))
+		}
+		w.progress.show()
 	}
 }
 
-func reportDrained(site api.Site) string {
-	follow := "within " + site.SyncInterval
-	if site.SyncInterval == api.SyncOff {
-		follow = "when they reload"
+func (w *waiter) reportDrained(site string, f fleet) string {
+	report := "drained"
+	if w.multiple {
+		report = site + " " + report
 	}
-	return fmt.Sprintf("drained (this instance, %s; others on the same storage follow %s)", site.Instance, follow)
+	if count := f.count(); len(count) > 0 {
+		report += " (" + count[0] + ")"
+	}
+	return report
 }
 
-// progressLine is one line that is written anew on a terminal, and a line for each
-// change elsewhere.
-type progressLine struct {
+// progress is lines that are written anew on a terminal; elsewhere, those that are new.
+type progress struct {
 	out      io.Writer
 	terminal bool
-	shown    string
+	next     []string
+	shown    []string
 }
 
-func newProgressLine(out io.Writer) *progressLine {
-	p := &progressLine{out: out}
+func newProgress(out io.Writer) *progress {
+	p := &progress{out: out}
 	if file, ok := out.(*os.File); ok {
 		info, err := file.Stat()
 		p.terminal = err == nil && info.Mode()&os.ModeCharDevice != 0
@@ -100,21 +109,26 @@ func newProgressLine(out io.Writer) *progressLine {
 	return p
 }
 
-func (p *progressLine) show(line string) {
-	switch {
-	case line == p.shown:
-	case p.terminal:
-		fmt.Fprintf(p.out, "\r\033[K%s", line)
-	default:
-		fmt.Fprintln(p.out, line)
+func (p *progress) add(line string) { p.next = append(p.next, line) }
+
+func (p *progress) show() {
+	lines := p.next
+	p.next = nil
+	if p.terminal {
+		p.end()
 	}
-	p.shown = line
+	for _, line := range lines {
+		if p.terminal || !slices.Contains(p.shown, line) {
+			fmt.Fprintln(p.out, line)
+		}
+	}
+	p.shown = lines
 }
 
-// end leaves the terminal's cursor at the start of an empty line.
-func (p *progressLine) end() {
-	if p.terminal && p.shown != "" {
-		fmt.Fprint(p.out, "\r\033[K")
+// end removes the lines from a terminal.
+func (p *progress) end() {
+	if p.terminal && len(p.shown) > 0 {
+		fmt.Fprintf(p.out, "\033[%dA\033[J", len(p.shown))
 	}
-	p.shown = ""
+	p.shown = nil
 }

@@ -6,7 +6,7 @@ import (
 	"time"
 )
 
-const drained = "drained (this instance, web-1; others on the same storage follow within 2s)\n"
+const drained = "drained\n"
 
 func TestWaitLastsUntilSitesAreDrained(t *testing.T) {
 	const s = time.Second
@@ -15,25 +15,21 @@ func TestWaitLastsUntilSitesAreDrained(t *testing.T) {
 	runs(t, "--wait 10s", says(drained), lists(shopOn), atOnce)
 	runs(t, "shop --wait 10s", says(drained), lists(shopOn, wikiOn), atOnce)
 	// A number is said when it is another one.
-	runs(t, "on --wait 10s", says(enabledShop+"shop: 2 in flight\nshop: 1 in flight\n"+drained), lists(shopOff), put("shop"),
+	runs(t, "on --wait 10s", says(enabledShop+"shop: 2 in flight on web-1\nshop: 1 in flight on web-1\n"+drained), lists(shopOff), put("shop"),
 		waits("shop?wait=1s", s, 2), waits("shop?wait=1s", s, 2), waits("shop?wait=1s", s, 1), waits("shop?wait=1s", s/100, 0))
-	runs(t, "on --wait 10s",
-		says(enabledShop+"drained (this instance, web-1; others on the same storage follow when they reload)\n"),
-		lists(shopOff), put("shop"),
-		exchange{request: "GET /maintenance/shop?wait=1s", answer: `{"state":"on","instance":"web-1","sync_interval":"off"}`})
-	runs(t, "on --all --wait 10s", says(enabledShop+enabledWiki+"shop: 1 in flight\nshop "+drained+"wiki "+drained),
+	runs(t, "on --all --wait 10s", says(enabledShop+enabledWiki+"shop: 1 in flight on web-1\nshop "+drained+"wiki "+drained),
 		lists(shopOff, wikiOff), put("shop"), put("wiki"),
 		waits("shop?wait=1s", s, 1), waits("shop?wait=1s", s, 0), waits("wiki?wait=1s", 0, 0))
 	// Standard output is the answer alone.
-	runs(t, "shop --wait 10s --json", result{shopOn + "\n", "shop: 1 in flight\n", 0},
+	runs(t, "shop --wait 10s --json", result{shopOn + "\n", "shop: 1 in flight on web-1\n", 0},
 		lists(shopOn), waits("shop?wait=1s", s, 1), atOnce, exchange{request: "GET /maintenance/shop", answer: shopOn})
 }
 
 // G5: A site that is not drained in time is never called drained, and stays on.
 func TestWaitThatRunsOutExitsWithItsOwnStatus(t *testing.T) {
-	const left = "shop: not drained in 1.5s, 3 still in flight on web-1; maintenance stays on\n"
+	const left = "shop: not drained in 1.5s: 3 in flight on web-1; maintenance stays on\n"
 	tooLong := waits("shop?wait=1s", 2*time.Second, 3)
-	runs(t, "on --wait 1.5s", result{enabledShop + "shop: 4 in flight\n", left, 2},
+	runs(t, "on --wait 1.5s", result{enabledShop + "shop: 4 in flight on web-1\n", left, 2},
 		lists(shopOff), put("shop"), waits("shop?wait=1s", time.Second, 4), waits("shop?wait=500ms", 500*time.Millisecond, 3))
 	// The others are asked all the same, and one time is for all.
 	runs(t, "on --all --wait 1.5s", result{enabledShop + enabledWiki + "wiki " + drained, left, 2},
@@ -47,29 +43,30 @@ func TestWaitThatRunsOutExitsWithItsOwnStatus(t *testing.T) {
 
 func TestWaitEndsWhenItHasNoEnd(t *testing.T) {
 	const open = "Error: shop is open: while this waited for it to be drained, it was switched off or its maintenance ended by itself\n"
-	asks := func(answer string) exchange {
-		return exchange{request: "GET /maintenance/shop?wait=1s", answer: answer}
-	}
-	runs(t, "on --wait 10s", result{enabledShop + "shop: 2 in flight\n", open, 1},
-		lists(shopOff), put("shop"), waits("shop?wait=1s", time.Second, 2), asks(shopOff))
-	runs(t, "on --wait 10s", result{enabledShop, "Error: waiting for shop to be drained: site shop is not in maintenance\n", 1},
-		lists(shopOff), put("shop"), asks(`409 {"error":"site shop is not in maintenance"}`))
+	opened := exchange{request: "GET /maintenance/shop", answer: shopOff}
+	runs(t, "on --wait 10s", result{enabledShop + "shop: 2 in flight on web-1\n", open, 1},
+		lists(shopOff), put("shop"), waits("shop?wait=1s", time.Second, 2),
+		exchange{request: "GET /maintenance/shop", answer: shopOn}, waits("shop?wait=1s", time.Second, 0), opened)
+	runs(t, "on --wait 10s", result{enabledShop, "Error: waiting for shop to be drained: the storage is down\n", 1},
+		lists(shopOff), put("shop"), exchange{request: "GET /maintenance/shop/instances?wait=1s", answer: `503 {"error":"the storage is down"}`})
 	runs(t, "on --all --wait 10s", result{enabledShop + enabledWiki + "wiki " + drained, open, 1},
-		lists(shopOff, wikiOff), put("shop"), put("wiki"), asks(shopOff), waits("wiki?wait=1s", 0, 0))
+		lists(shopOff, wikiOff), put("shop"), put("wiki"), waits("shop?wait=1s", 0, 0), opened, waits("wiki?wait=1s", 0, 0))
 }
 
-func TestProgressIsOneLineOfATerminal(t *testing.T) {
+func TestProgressIsWrittenAnewOnATerminal(t *testing.T) {
 	var out bytes.Buffer
-	p := &progressLine{out: &out, terminal: true}
+	p := &progress{out: &out, terminal: true}
 	p.end() // nothing to clear
-	for _, line := range []string{"2 in flight", "2 in flight", "1 in flight"} {
-		p.show(line)
+	for _, lines := range [][]string{{"2 on A", "1 on B"}, {"1 on A"}} {
+		for _, line := range lines {
+			p.add(line)
+		}
+		p.show()
 	}
 	p.end()
 	p.end()
-	p.show("1 in flight") // of the next site
-	const clear = "\r\033[K"
-	if got, want := out.String(), clear+"2 in flight"+clear+"1 in flight"+clear+clear+"1 in flight"; got != want {
+	const clear2, clear1 = "\033[2A\033[J", "\033[1A\033[J"
+	if got, want := out.String(), "2 on A\n1 on B\n"+clear2+"1 on A\n"+clear1; got != want {
 		t.Errorf("got %q, want %q", got, want)
 	}
 }

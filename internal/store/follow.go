@@ -3,7 +3,7 @@ package store
 import (
 	"context"
 	"errors"
-	"io/fs"
+	"hash/fnv"
 	"maps"
 	"slices"
 	"sync/atomic"
@@ -12,15 +12,29 @@ import (
 	"example.com/caddy-maintenance/internal/site"
 )
 
-// VerifyInterval is how often all records are read again.
-const VerifyInterval = time.Minute
+const (
+	// VerifyInterval is how often the instances together read each record again.
+	VerifyInterval = time.Minute
+
+	// beganInterval is how long the record of a switch that has begun is looked at.
+	beganInterval = time.Minute
+)
 
 // Followed is a site whose record is read again when another instance may have switched it.
 type Followed struct {
 	*site.Site
+	waiting   atomic.Bool           // the first read has still to begin, and not by a tick
+	applying  atomic.Int32          // how many reads of ticks have not been applied yet
 	stale     atomic.Bool           // the record is to be read at the next tick
+	verifying atomic.Bool           // and nobody has told of a switch
 	readError atomic.Pointer[error] // why the record could not be read last time, nil if it could
 }
+
+// Wait leaves the first read of the record to whoever calls Begin.
+func (f *Followed) Wait() { f.waiting.Store(true) }
+
+// Begin is called when the first read has begun.
+func (f *Followed) Begin() { f.waiting.Store(false) }
 
 // Note notes what reading the record has come to.
 func (f *Followed) Note(read site.Read) {
@@ -31,24 +45,43 @@ func (f *Followed) Note(read site.Read) {
 	}
 }
 
+// Applied is called when a read that a tick has asked for has been applied.
+func (f *Followed) Applied() { f.applying.Add(-1) }
+
 // ReadAgain has the record read at the next tick.
 func (f *Followed) ReadAgain() { f.stale.Store(true) }
+
+// Verified reports whether the record was read only to verify it, the first time.
+func (f *Followed) Verified() bool { return f.verifying.Swap(false) }
 
 // isRead reports whether the record could be read last time, and told something.
 func (f *Followed) isRead() bool {
 	return f.readError.Load() == nil && f.Current().Known()
 }
 
+// behind reports whether the record has still to be read, or to be applied.
+func (f *Followed) behind() bool {
+	return f.waiting.Load() || f.Current().Kind() == site.Loading || f.stale.Load() || f.readError.Load() != nil || f.Reading.Load() > 0 ||
+		f.applying.Load() > 0 || f.Current().Version() < f.StoredVersion.Load()
+}
+
 // Follower is how far an instance has followed the others.
 type Follower struct {
 	Store    *Store
 	Sites    map[string]*Followed
+	Fleet    *Fleet
 	Interval time.Duration // negative: others are not followed
 
-	marker     string    // whose switches are known
-	verified   time.Time // when all records were last read
-	failing    bool      // the storage could not be read last time
-	unreadable []string  // the sites whose record could not be read last time, as told
+	began      bool            // all records have been read once
+	emptied    int64           // how often the storage had been emptied then
+	known      map[string]bool // the entries of the journal that were seen
+	applied    string          // the last one of them that stays
+	journal    Journal         // as it was last read
+	share      []*Followed     // the records to verify in this minute
+	perTick    int             // how many of them at each tick
+	shared     time.Time       // when this minute began
+	failing    bool            // the storage could not be read last time
+	unreadable []string        // the sites whose record could not be read last time, as told
 }
 
 // Tick is what a look at the storage has come to.
@@ -66,31 +99,24 @@ type Unreadable struct {
 	Err   error // of one of them
 }
 
-// Tick looks for switches of other instances: one read, however many sites there are. All
-// records are to be read if another instance has switched a site, or once in
-// VerifyInterval; else only those that could not be read before. A tick waits for no record,
-// so that one that cannot be read holds up no other.
+// Tick looks for switches of other instances: one read, however many sites there are. To
+// be read are then the records of the sites that the journal has new entries of, and this
+// instance's share of those to verify; all records, if it is the first tick, or if what the
+// journal said before is not in it any more. A tick waits for no record, so that one that
+// cannot be read holds up no other.
 func (f *Follower) Tick(ctx context.Context, now time.Time) Tick {
 	f.Store.stalled.Store(false)
-	marker, err := f.readMarker(ctx)
+	journal, err := f.readJournal(ctx)
 	tick := Tick{Err: err, Turned: f.failing != (err != nil)}
 	if f.failing = err != nil; f.failing {
 		return tick
 	}
-	all := f.verified.IsZero()
-	if f.Interval > 0 {
-		all = all || marker != f.marker || now.Sub(f.verified) >= VerifyInterval
-	}
-	if all {
-		f.verified, f.marker = now, marker
-	}
+	f.readSites(journal, now)
 	for _, s := range f.Sites {
-		if all {
-			s.ReadAgain()
-		}
 		// A read that began before the switch may return what was there before it.
-		if (s.stale.Load() || !s.isRead()) && s.Reading.Load() == 0 {
+		if (s.stale.Load() || !s.isRead()) && s.Reading.Load() == 0 && !s.waiting.Load() {
 			s.stale.Store(false)
+			s.applying.Add(1)
 			tick.ToRead = append(tick.ToRead, s)
 		}
 	}
@@ -98,18 +124,116 @@ func (f *Follower) Tick(ctx context.Context, now time.Time) Tick {
 	return tick
 }
 
-// readMarker reads what changes with each switch, unless others are not followed.
-func (f *Follower) readMarker(ctx context.Context) (string, error) {
+// readJournal reads the journal, unless others are not followed. One that is missing is
+// stored, so that the next tick finds one.
+func (f *Follower) readJournal(ctx context.Context) (Journal, error) {
 	if f.Interval < 0 {
-		return "", nil
+		return nil, nil
 	}
 	ctx, cancel := storageContext(ctx)
 	defer cancel()
-	marker, err := await(ctx, f.Store.begin(ctx, MarkerKey))
-	if errors.Is(err, fs.ErrNotExist) {
-		err = nil // nothing was ever switched
+	j, err := f.Store.readJournal(ctx)
+	if err == nil && j == nil {
+		_, _ = f.Store.add(ctx)
 	}
-	return string(marker), err
+	return j, err
+}
+
+// readSites marks the sites whose records are to be read.
+func (f *Follower) readSites(j Journal, now time.Time) {
+	f.Fleet.note(j, now)
+	if emptied := f.Store.emptied.Load(); !f.began || emptied != f.emptied || f.hasLost(j) {
+		f.emptied = emptied
+		f.began, f.shared, f.share = true, now, nil
+		for _, s := range f.Sites {
+			s.ReadAgain()
+		}
+	}
+	known := make(map[string]bool, len(j))
+	for _, e := range j {
+		known[e.ID] = true
+		began := !e.settled() && now.Sub(f.Fleet.firstSeen(e.ID)) < beganInterval
+		for _, name := range e.names() {
+			s := f.Sites[name]
+			if s == nil {
+				continue
+			}
+			if e.Done {
+				s.NoteStored(e.Version)
+			}
+			if (!f.known[e.ID] || began) && (e.Version == 0 || e.Version > s.Current().Version()) {
+				s.ReadAgain()
+			}
+		}
+	}
+	f.known, f.journal, f.applied = known, j, j.lastSettled()
+	f.verify(now)
+}
+
+// hasLost reports whether the journal may have had entries that were never seen here: none of
+// those that were is left.
+func (f *Follower) hasLost(j Journal) bool {
+	if f.applied == "" {
+		return len(j) == maxEntries
+	}
+	return !j.hasAny(f.journal)
+}
+
+// verify marks what is to be verified at this tick.
+func (f *Follower) verify(now time.Time) {
+	if f.Interval < 0 {
+		return
+	}
+	if now.Sub(f.shared) >= VerifyInterval {
+		f.shared = now
+		f.share = f.shareOf(now)
+		f.perTick = 1 + int(time.Duration(len(f.share))*f.Interval/VerifyInterval)
+	}
+	n := min(f.perTick, len(f.share))
+	for _, s := range f.share[:n] {
+		s.verifying.Store(true)
+		s.ReadAgain()
+	}
+	f.share = f.share[n:]
+}
+
+// shareOf returns the sites whose records this instance verifies in a minute. Each minute
+// they are others, for the instances need not have the same sites.
+func (f *Follower) shareOf(now time.Time) []*Followed {
+	rank, count := f.Fleet.rank()
+	var share []*Followed
+	for name, s := range f.Sites {
+		hash := fnv.New32a()
+		_, _ = hash.Write([]byte(name))
+		if (int64(hash.Sum32())+now.Unix()/60)%int64(count) == int64(rank) {
+			share = append(share, s)
+		}
+	}
+	return share
+}
+
+// Progress returns how far this instance has come: the last entry of the journal that it has
+// applied, and the sites of the journal: those that it has, of these those that it could not
+// read yet, and those that it does not have.
+func (f *Follower) Progress() (applied string, present, behind, absent []string) {
+	named := make(map[string]bool)
+	for _, e := range f.journal {
+		for _, name := range e.names() {
+			named[name] = true
+		}
+	}
+	for _, name := range slices.Sorted(maps.Keys(named)) {
+		s := f.Sites[name]
+		if s == nil {
+			absent = append(absent, name)
+			continue
+		}
+		present = append(present, name)
+		if s.behind() {
+			behind = append(behind, name)
+		}
+	}
+	return f.applied, present, behind, absent
 }
 
 // findUnreadable returns which known sites stay as they are because their records cannot

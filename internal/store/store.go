@@ -1,6 +1,12 @@
 // Package store keeps the records of sites in a storage that several instances may share:
-// it reads them, switches them, writes them again where the storage has lost them, and
-// finds out which of them other instances have switched.
+// it reads them, switches them, writes them again where the storage has lost them, finds
+// out which of them other instances have switched, and what those have made of it.
+//
+//	sites/<name>.json   a record (store.go)
+//	journal.json        what was switched last (journal.go); who follows reads only that (follow.go)
+//	instances/<x>.json  what an instance says of itself (report.go), which others read (fleet.go)
+//
+// What must outlive the storage is in a file beside it (memory.go).
 //
 // Nothing waits for the storage longer than Timeout. What a read or a switch changes in
 // memory comes back as changes, for the caller to pass on; nothing is logged here. The
@@ -9,12 +15,14 @@ package store
 
 import (
 	"context"
-	"crypto/rand"
 	"errors"
 	"fmt"
 	"io/fs"
 	"iter"
+	"maps"
 	"net/url"
+	"slices"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -28,6 +36,8 @@ import (
 type Storage interface {
 	Load(ctx context.Context, key string) ([]byte, error)
 	Store(ctx context.Context, key string, value []byte) error
+	Delete(ctx context.Context, key string) error
+	List(ctx context.Context, path string, recursive bool) ([]string, error)
 }
 
 const (
@@ -36,9 +46,6 @@ const (
 
 	// MaxReads is how many reads are under way at once.
 	MaxReads = 32
-
-	// MarkerKey holds a random value that is replaced after each switch.
-	MarkerKey = "maintenance/last_switch"
 )
 
 // ErrSilent says that the storage did not answer in time.
@@ -62,8 +69,19 @@ func (e *NotStoredError) Unwrap() error { return e.Err }
 
 // Store is the records in a storage.
 type Store struct {
+	ctx       context.Context // ends with the config
 	storage   Storage
 	durations site.DurationParser
+	self      *Self
+
+	writing  chan struct{} // holds a token while the journal is changed
+	checking chan struct{} // holds a token while it is checked whether the storage answers
+	checked  check         // the last time; guarded by checking
+	emptied  atomic.Int64  // how often the storage has lost the report of this instance
+
+	addedMu sync.Mutex
+	added   map[string]time.Time // when an entry of a site was last added
+	pruned  time.Time            // when old ones were last removed
 
 	// reads limits the reads under way, and so what a storage that hangs can tie up.
 	// stalled is set once one has waited in vain: the others do not each wait in their turn.
@@ -71,9 +89,14 @@ type Store struct {
 	stalled atomic.Bool
 }
 
-// New returns the records in a storage. Durations parses those in a record.
-func New(storage Storage, durations site.DurationParser) *Store {
-	return &Store{storage: storage, durations: durations, reads: semaphore.NewWeighted(MaxReads)}
+// New returns the records in a storage, as an instance sees them. Durations parses those
+// in a record. When ctx has ended, nothing goes on that nobody waits for.
+func New(ctx context.Context, storage Storage, durations site.DurationParser, self *Self) *Store {
+	return &Store{
+		ctx: ctx, storage: storage, durations: durations, self: self,
+		writing: make(chan struct{}, 1), checking: make(chan struct{}, 1),
+		added: make(map[string]time.Time), reads: semaphore.NewWeighted(MaxReads),
+	}
 }
 
 // Key is where the record of a site is stored. Percent-encoding keeps : and * out of file
@@ -83,6 +106,31 @@ func Key(name string) string { return "maintenance/sites/" + url.QueryEscape(nam
 // storageContext ends when the storage has had its time, or with ctx.
 func storageContext(ctx context.Context) (context.Context, context.CancelFunc) {
 	return context.WithTimeoutCause(ctx, Timeout, ErrSilent)
+}
+
+// inTime does something with the storage, and returns when that is done or ctx has ended,
+// whether or not the storage obeys it.
+func inTime[T any](ctx context.Context, do func() (T, error)) (T, error) {
+	type result struct {
+		value T
+		err   error
+	}
+	done := make(chan result, 1)
+	go func() {
+		value, err := do()
+		done <- result{value, err}
+	}()
+	select {
+	case r := <-done:
+		return r.value, r.err
+	case <-ctx.Done():
+		return *new(T), context.Cause(ctx)
+	}
+}
+
+func (s *Store) storeInTime(ctx context.Context, key string, value []byte) error {
+	_, err := inTime(ctx, func() (struct{}, error) { return struct{}{}, s.storage.Store(ctx, key, value) })
+	return err
 }
 
 // Reading
@@ -137,24 +185,36 @@ func (s *Store) Read(ctx context.Context, target *site.Site) <-chan site.Read {
 		if errors.Is(context.Cause(ctx), ErrSilent) {
 			s.stalled.Store(true)
 		}
-		read := s.parse(target, raw, err)
+		there := !errors.Is(err, fs.ErrNotExist)
+		if !there {
+			err = s.checkAnswers(ctx, time.Now())
+		}
+		read := s.parse(target, there, raw, err)
 		read.Tentative = target.Reading.Add(-1) > 0
 		done <- read
 	}()
 	return done
 }
 
-func (s *Store) parse(target *site.Site, raw []byte, err error) (read site.Read) {
-	switch {
-	case err == nil:
-		read.Record, read.Err = site.ParseRecord(raw, s.durations)
-	case !errors.Is(err, fs.ErrNotExist):
-		read.Err = err
+// parse returns what reading a record has come to, which is there or not.
+func (s *Store) parse(target *site.Site, there bool, raw []byte, err error) (read site.Read) {
+	if err == nil && there {
+		read.Record, err = site.ParseRecord(raw, s.durations)
 	}
-	if read.Err != nil {
-		read.Err = fmt.Errorf("reading state of site %s: %w", target.Name, read.Err)
+	if stored := target.StoredVersion.Load(); err == nil && versionOf(read.Record) < stored && target.Current().Version() < stored {
+		read.Record, err = nil, site.ErrOutdated
+	}
+	if err != nil {
+		read.Err = fmt.Errorf("reading state of site %s: %w", target.Name, err)
 	}
 	return read
+}
+
+func versionOf(r *site.Record) int64 {
+	if r == nil {
+		return 0
+	}
+	return r.Version
 }
 
 // Switching
@@ -187,7 +247,8 @@ func (s *Store) TryTurn(target *site.Site) bool {
 func (s *Store) EndTurn(target *site.Site) { <-target.Turn }
 
 // Switch switches a site: in storage, then in memory. It reads the record first, since
-// another instance may have switched the site. It yields what changes in memory on the
+// another instance may have switched the site, and tells of it in the journal before it
+// stores the record and when it has. It yields what changes in memory on the
 // way; if it fails, an error comes last. The caller has the site's turn, and sees it through:
 // a switch that has begun does not end before its time.
 func (s *Store) Switch(target site.Configured, m site.Mutation, cause site.Cause) iter.Seq2[site.Change, error] {
@@ -209,7 +270,7 @@ func (s *Store) Switch(target site.Configured, m site.Mutation, cause site.Cause
 				return
 			}
 			target.PendingVersion.Store(record.Version)
-			if err := s.store(ctx, target.Name, record); err != nil {
+			if err := s.commit(ctx, target.Site, record); err != nil {
 				target.PendingVersion.Store(0)
 				yield(site.Change{}, &NotStoredError{target.Name, err})
 				return
@@ -238,7 +299,7 @@ func mutate(ctx context.Context, target site.Configured, read site.Read, m site.
 	if err == nil && ctx.Err() != nil {
 		err = context.Cause(ctx) // too late: the client has been told that it failed
 	}
-	if err != nil && !errors.Is(err, site.ErrInvalid) {
+	if err != nil && !errors.Is(err, site.ErrInvalid) && !errors.Is(err, site.ErrOutdated) {
 		return nil, fmt.Errorf("%w; nothing has changed, repeat it when the storage answers", err)
 	}
 	return target.Mutate(m, time.Now())
@@ -246,15 +307,66 @@ func mutate(ctx context.Context, target site.Configured, read site.Read, m site.
 
 func (s *Store) load(ctx context.Context, target *site.Site) site.Read {
 	raw, err := s.storage.Load(ctx, Key(target.Name))
-	return s.parse(target, raw, err)
+	if errors.Is(err, fs.ErrNotExist) {
+		return s.parse(target, false, nil, s.findReport(ctx))
+	}
+	return s.parse(target, true, raw, err)
 }
 
-// store stores a record, and then what tells other instances to look for it.
-func (s *Store) store(ctx context.Context, name string, r *site.Record) error {
-	if err := s.storage.Store(ctx, Key(name), r.Raw()); err != nil {
+// commit stores a record. Whoever follows looks at the record for a while when it has seen
+// the switch begin: should this instance end half way, all others come to the same.
+func (s *Store) commit(ctx context.Context, target *site.Site, r *site.Record) error {
+	e := Entry{Site: target.Name, Version: r.Version, Enabled: r.Enabled}
+	if _, err := s.add(ctx, e); err != nil {
 		return err
 	}
-	return s.storage.Store(ctx, MarkerKey, []byte(rand.Text()))
+	if err := s.storage.Store(ctx, Key(target.Name), r.Raw()); err != nil {
+		return err
+	}
+	s.addDone(ctx, target, r)
+	return nil
+}
+
+// addDone adds to the journal that a record is stored. The record is what counts: if that
+// fails, it is tried again, and others find it by themselves in the end.
+func (s *Store) addDone(ctx context.Context, target *site.Site, r *site.Record) {
+	target.NoteStored(r.Version)
+	e := Entry{Site: target.Name, Version: r.Version, Enabled: r.Enabled, Done: true}
+	with, _ := s.add(ctx, e)
+	s.noteAdded(e)
+	go s.lookAgain(e, with)
+}
+
+// addedFor is how long entries that this instance has added are remembered.
+const addedFor = 5 * time.Minute
+
+// noteAdded remembers an entry.
+func (s *Store) noteAdded(e Entry) {
+	s.addedMu.Lock()
+	defer s.addedMu.Unlock()
+	now := time.Now()
+	if now.Sub(s.pruned) > time.Minute {
+		maps.DeleteFunc(s.added, func(_ string, at time.Time) bool { return now.Sub(at) > addedFor })
+		s.pruned = now
+	}
+	s.added[e.Site] = now
+}
+
+// addedLately returns the sites of entries that were added in the last minutes.
+func (s *Store) addedLately() []string {
+	s.addedMu.Lock()
+	defer s.addedMu.Unlock()
+	return slices.Collect(maps.Keys(s.added))
+}
+
+// AddEntry adds to the journal that the record of the state in memory is stored, so that
+// other instances read it.
+func (s *Store) AddEntry(ctx context.Context, target *site.Site) {
+	if r := target.Current().Record(); r != nil {
+		ctx, cancel := storageContext(ctx)
+		defer cancel()
+		s.addDone(ctx, target, r)
+	}
 }
 
 // Load reads the record of a site, and returns what that has come to.
@@ -271,7 +383,7 @@ func Lacks(read site.Read, st *site.State) bool {
 }
 
 // Restore stores the state in memory again if what was read lacks it, or is older. It
-// reports whether it did. The caller has the site's turn.
+// reports whether it did. The caller has the site's turn, and tells others.
 func (s *Store) Restore(ctx context.Context, target *site.Site, read site.Read) (stored bool, err error) {
 	st := target.Current()
 	if !Lacks(read, st) || ctx.Err() != nil {
@@ -279,6 +391,6 @@ func (s *Store) Restore(ctx context.Context, target *site.Site, read site.Read) 
 	}
 	ctx, cancel := storageContext(ctx)
 	defer cancel()
-	err = s.store(ctx, target.Name, st.Record())
+	err = s.storage.Store(ctx, Key(target.Name), st.Record().Raw())
 	return err == nil, err
 }

@@ -3,6 +3,8 @@ package store
 import (
 	"bytes"
 	"context"
+	"crypto/rand"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -22,6 +24,8 @@ type memory struct {
 	values map[string][]byte
 	counts map[string]int // of "load" and "store", and of each with a key
 	fault  func(ctx context.Context, op, key string) error
+	list   func(keys []string) ([]string, error) // what becomes of a list
+	after  func(key string)                      // what comes before the answer to a store
 }
 
 func newMemory() *memory {
@@ -58,7 +62,37 @@ func (m *memory) Store(ctx context.Context, key string, value []byte) error {
 		return err
 	}
 	m.set(key, string(value))
+	if m.after != nil {
+		m.after(key)
+	}
 	return nil
+}
+
+func (m *memory) Delete(ctx context.Context, key string) error {
+	if err := m.meet(ctx, "delete", key); err != nil {
+		return err
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	delete(m.values, key)
+	return nil
+}
+
+func (m *memory) List(ctx context.Context, path string, _ bool) (keys []string, err error) {
+	if err := m.meet(ctx, "list", path); err != nil {
+		return nil, err
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for key := range m.values {
+		if strings.HasPrefix(key, path+"/") {
+			keys = append(keys, key)
+		}
+	}
+	if m.list != nil {
+		return m.list(keys)
+	}
+	return keys, nil
 }
 
 func (m *memory) set(key, value string) {
@@ -77,6 +111,29 @@ func (m *memory) count(what string) int {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return m.counts[what]
+}
+
+// reads is how many records were read.
+func (m *memory) reads() (n int) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for what, count := range m.counts {
+		if strings.HasPrefix(what, "load maintenance/sites/") {
+			n += count
+		}
+	}
+	return n
+}
+
+// addEntries adds entries to the journal, as another instance does.
+func (m *memory) addEntries(entries ...Entry) {
+	j, _ := parseJournal([]byte(m.get(JournalKey)))
+	for _, e := range entries {
+		e.ID = rand.Text()
+		j = j.with(e)
+	}
+	raw, _ := json.Marshal(j)
+	m.set(JournalKey, string(raw))
 }
 
 func (m *memory) setFault(fault func(ctx context.Context, op, key string) error) {
@@ -108,12 +165,15 @@ func hangOn(what string) func(context.Context, string, string) error {
 type instance struct {
 	*Store
 	follower *Follower
+	fleet    *Fleet
+	inFlight map[string]int64
 	changes  []site.Change
 }
 
-func newInstance(m *memory, names ...string) *instance {
-	s := New(m, time.ParseDuration)
-	i := &instance{Store: s, follower: &Follower{Store: s, Sites: make(map[string]*Followed), Interval: 2 * time.Second}}
+func newInstance(t *testing.T, m *memory, names ...string) *instance {
+	s := New(t.Context(), m, time.ParseDuration, NewSelf(NewName("web")))
+	i := &instance{Store: s, fleet: NewFleet(s), inFlight: make(map[string]int64)}
+	i.follower = &Follower{Store: s, Fleet: i.fleet, Sites: make(map[string]*Followed), Interval: 2 * time.Second}
 	for _, name := range names {
 		i.follower.Sites[name] = &Followed{Site: site.New(name, time.Now())}
 	}
@@ -124,17 +184,54 @@ func (i *instance) site(name string) *site.Site { return i.follower.Sites[name].
 
 func (i *instance) word(name string) string { return site.View{State: i.site(name).Current()}.Word() }
 
-// tick looks for switches and reads what is to be read.
+// tick looks for switches, reads what is to be read, and reports.
 func (i *instance) tick(ctx context.Context) Tick {
 	tick := i.follower.Tick(ctx, time.Now())
 	for _, f := range tick.ToRead {
 		read := <-i.Read(ctx, f.Site)
+		before, verified := f.Current().Version(), f.Verified()
 		f.Note(read)
 		for change := range f.Apply(read, site.Cause{Source: site.SourceSync}, time.Now()) {
 			i.changes = append(i.changes, change)
 		}
+		f.Applied()
+		switch {
+		case Lacks(read, f.Current()):
+			if stored, _ := i.Restore(ctx, f.Site, i.Load(ctx, f.Site)); stored {
+				i.AddEntry(ctx, f.Site)
+			}
+		case errors.Is(read.Err, site.ErrOutdated):
+			_ = i.fleet.AskForRecord(ctx, f.Name)
+		case verified && f.Current().Version() > max(before, f.StoredVersion.Load()):
+			i.AddEntry(ctx, f.Site)
+		}
 	}
 	return tick
+}
+
+// follow does what an instance does each interval.
+func (i *instance) follow(t *testing.T) {
+	t.Helper()
+	i.tick(t.Context())
+	if err := i.report(t.Context(), false); err != nil {
+		t.Error(err)
+	}
+}
+
+// report reports as an instance does after a tick.
+func (i *instance) report(ctx context.Context, stopping bool) error {
+	r := Report{Host: "web", Clock: time.Now(), SyncInterval: i.follower.Interval, Stopping: stopping, Sites: make(map[string]Traffic)}
+	var present []string
+	r.Applied, present, r.Behind, r.Absent = i.follower.Progress()
+	for _, name := range present {
+		if i.word(name) == "on" {
+			r.Closed = append(r.Closed, name)
+		}
+	}
+	for name, n := range i.inFlight {
+		r.Sites[name] = Traffic{InFlight: n}
+	}
+	return i.Report(ctx, r)
 }
 
 // switchSite switches as the admin API does.
@@ -155,7 +252,7 @@ func (i *instance) switchSite(name string, m site.Mutation) error {
 
 func TestSwitchIsStoredBeforeItIsPublished(t *testing.T) {
 	m := newMemory()
-	i := newInstance(m, "shop")
+	i := newInstance(t, m, "shop")
 	i.tick(t.Context())
 	m.setFault(func(_ context.Context, op, key string) error {
 		if op != "store" {
@@ -174,7 +271,7 @@ func TestSwitchIsStoredBeforeItIsPublished(t *testing.T) {
 	if err := i.switchSite("shop", site.On{}); err != nil || i.word("shop") != "on" {
 		t.Fatalf("%v, the site is %s", err, i.word("shop"))
 	}
-	if last := i.changes[len(i.changes)-1]; last.Cause.Source != site.SourceAPI || !strings.Contains(m.get(Key("shop")), `"enabled":true`) || m.get(MarkerKey) == "" {
+	if last := i.changes[len(i.changes)-1]; last.Cause.Source != site.SourceAPI || !strings.Contains(m.get(Key("shop")), `"enabled":true`) || m.get(JournalKey) == "" {
 		t.Errorf("got %v, stored is %s", last, m.get(Key("shop")))
 	}
 }
@@ -188,10 +285,10 @@ func TestSwitchThatFailsChangesNothing(t *testing.T) {
 	for fault, want := range map[string]string{
 		"load " + Key("shop"):  nothing,
 		"store " + Key("shop"): perhaps,
-		"store " + MarkerKey:   perhaps,
+		"store " + JournalKey:  perhaps,
 	} {
 		m := newMemory()
-		i := newInstance(m, "shop")
+		i := newInstance(t, m, "shop")
 		i.tick(t.Context())
 		m.setFault(failOn(fault))
 		if err := i.switchSite("shop", site.On{}); err == nil || err.Error() != want {
@@ -211,7 +308,7 @@ func TestSwitchThatFailsChangesNothing(t *testing.T) {
 func TestNothingWaitsForEver(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m := newMemory()
-		i := newInstance(m, "shop", "wiki")
+		i := newInstance(t, m, "shop", "wiki")
 		i.tick(t.Context())
 		answer := make(chan struct{})
 		m.setFault(func(_ context.Context, op, key string) error {
@@ -254,7 +351,7 @@ func TestReadThatFailsWhileAnotherIsUnderWayIsTentative(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m := newMemory()
 		m.setFault(hangOn("load"))
-		i := newInstance(m, "shop")
+		i := newInstance(t, m, "shop")
 		s := i.site("shop")
 		ctx, end := context.WithCancel(t.Context())
 		first, second := i.Read(ctx, s), i.Read(t.Context(), s)
@@ -280,7 +377,7 @@ func TestReadsAreLimited(t *testing.T) {
 		for i := range 3 * MaxReads {
 			names = append(names, fmt.Sprint("site", i))
 		}
-		i := newInstance(m, names...)
+		i := newInstance(t, m, names...)
 		var under, most int
 		var mu sync.Mutex
 		m.setFault(func(context.Context, string, string) error {
@@ -319,7 +416,7 @@ func TestReadsAreLimited(t *testing.T) {
 // G4
 func TestSwitchThatIsOvertakenIsStoredAgain(t *testing.T) {
 	m := newMemory()
-	a, b := newInstance(m, "shop"), newInstance(m, "shop")
+	a, b := newInstance(t, m, "shop"), newInstance(t, m, "shop")
 	a.tick(t.Context())
 	b.tick(t.Context())
 	overtake := func() {
@@ -353,13 +450,13 @@ func TestSwitchThatIsOvertakenIsStoredAgain(t *testing.T) {
 func TestStoreThatLandsLateLosesToTheNextSwitch(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m := newMemory()
-		a, b := newInstance(m, "shop"), newInstance(m, "shop")
+		a, b := newInstance(t, m, "shop"), newInstance(t, m, "shop")
 		a.tick(t.Context())
 		if err := a.switchSite("shop", site.On{}); err != nil {
 			t.Fatal(err)
 		}
 		first := m.get(Key("shop"))
-		m.setFault(failOn("store " + MarkerKey))
+		m.setFault(failOn("store " + JournalKey))
 		if err := a.switchSite("shop", site.Patch{}); err == nil {
 			t.Fatal("the switch has not failed")
 		}
@@ -371,14 +468,13 @@ func TestStoreThatLandsLateLosesToTheNextSwitch(t *testing.T) {
 		}
 		next := m.get(Key("shop"))
 		m.set(Key("shop"), late)
-		m.set(MarkerKey, "late")
+		m.addEntries(Entry{Site: "shop"})
 		a.tick(t.Context())
 		if a.word("shop") != "off" {
 			t.Errorf("the site is %s", a.word("shop"))
 		}
-		read := a.Load(t.Context(), a.site("shop"))
-		if stored, err := a.Restore(t.Context(), a.site("shop"), read); !stored || err != nil || m.get(Key("shop")) != next {
-			t.Errorf("stored again: %t, %v", stored, err)
+		if got := m.get(Key("shop")); got != next {
+			t.Errorf("stored is %s", got)
 		}
 		if b.tick(t.Context()); b.word("shop") != "off" {
 			t.Errorf("on the other instance it is %s", b.word("shop"))
@@ -390,7 +486,7 @@ func TestStoreThatLandsLateLosesToTheNextSwitch(t *testing.T) {
 // come to know of it.
 func TestSwitchReadsWhatAnotherInstanceHasSwitched(t *testing.T) {
 	m := newMemory()
-	a, b := newInstance(m, "shop"), newInstance(m, "shop")
+	a, b := newInstance(t, m, "shop"), newInstance(t, m, "shop")
 	a.tick(t.Context())
 	m.set(Key("shop"), `{"version": 1, "enabled": true, "since": "2026-01-31T02:00:00Z", "message": "Hello."}`)
 	if err := a.switchSite("shop", site.Patch{}); err != nil || a.changes[0].Cause.Source != site.SourceSync {
@@ -413,13 +509,13 @@ func TestSwitchesOfInstancesWhoseClocksDiffer(t *testing.T) {
 	for _, skew := range []time.Duration{time.Hour, -time.Hour} {
 		synctest.Test(t, func(t *testing.T) {
 			m := newMemory()
-			i := newInstance(m, "shop")
+			i := newInstance(t, m, "shop")
 			i.tick(t.Context())
 			// other is a switch at the other instance, which knows of the last one here.
 			other := func(enabled bool) {
 				version := max(time.Now().Add(skew).UnixMicro(), i.site("shop").Current().Version()+1)
 				m.set(Key("shop"), fmt.Sprintf(`{"version": %d, "enabled": %t}`, version, enabled))
-				m.set(MarkerKey, fmt.Sprint(version))
+				m.addEntries(Entry{Site: "shop", Version: version, Enabled: enabled, Done: true})
 				i.tick(t.Context())
 			}
 			for _, step := range []struct {
@@ -434,12 +530,12 @@ func TestSwitchesOfInstancesWhoseClocksDiffer(t *testing.T) {
 				{"on here again", func() { _ = i.switchSite("shop", site.On{}) }, "on"},
 				{"a stale replica", func() {
 					m.set(Key("shop"), `{"version": 1, "enabled": false}`)
-					m.set(MarkerKey, "stale")
+					m.addEntries(Entry{Site: "shop"})
 					i.tick(t.Context())
 				}, "on"},
 			} {
 				step.do()
-				fresh := newInstance(m, "shop") // as it is after a restart
+				fresh := newInstance(t, m, "shop") // as it is after a restart
 				fresh.tick(t.Context())
 				if got := i.word("shop"); got != step.expect || step.name != "a stale replica" && fresh.word("shop") != got {
 					t.Errorf("%s: it is %s, and %s after a restart, want %s", step.name, got, fresh.word("shop"), step.expect)
@@ -453,7 +549,7 @@ func TestSwitchesOfInstancesWhoseClocksDiffer(t *testing.T) {
 // replaced.
 func TestRestore(t *testing.T) {
 	m := newMemory()
-	a, b := newInstance(m, "shop"), newInstance(m, "shop")
+	a, b := newInstance(t, m, "shop"), newInstance(t, m, "shop")
 	a.tick(t.Context())
 	if err := a.switchSite("shop", site.On{}); err != nil {
 		t.Fatal(err)
@@ -487,8 +583,8 @@ func TestRestore(t *testing.T) {
 	}
 }
 
-// G4: others are followed by one read an interval, all records are read when the marker
-// has changed and once a minute, and one that cannot be read is tried by itself.
+// G4, G12: others are followed by one read an interval, however many sites there are; a
+// switch is one more; and once a minute each record is read by one of the instances.
 func TestFollowing(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m := newMemory()
@@ -496,50 +592,93 @@ func TestFollowing(t *testing.T) {
 		for i := range 100 {
 			names = append(names, fmt.Sprint("site", i))
 		}
-		a, b := newInstance(m, names...), newInstance(m, names...)
-		a.tick(t.Context())
-		b.tick(t.Context())
-		loads := func(ticks int) int {
-			before := m.count("load")
-			for range ticks {
+		a, b := newInstance(t, m, names...), newInstance(t, m, names...)
+		all := []*instance{a, b}
+		during := func(d time.Duration) (records, total int) {
+			records, total = m.reads(), m.count("load")
+			for range d / a.follower.Interval {
 				time.Sleep(a.follower.Interval)
-				a.tick(t.Context())
+				for _, i := range all {
+					i.tick(t.Context())
+				}
 			}
-			return m.count("load") - before
+			return m.reads() - records, m.count("load") - total
 		}
-		if got := loads(10); got != 10 {
-			t.Errorf("10 looks took %d reads while nothing happened", got)
+		for _, i := range all {
+			i.tick(t.Context())
+			if err := i.report(t.Context(), false); err != nil {
+				t.Fatal(err)
+			}
+		}
+		for _, i := range all {
+			if err := i.fleet.Observe(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if records, total := during(20 * time.Second); records != 0 || total != 20 {
+			t.Errorf("10 looks of two instances took %d reads, %d of them of records, while nothing happened", total, records)
 		}
 		if err := b.switchSite("site7", site.On{}); err != nil {
 			t.Fatal(err)
 		}
-		if got := loads(10); got != 110 || a.word("site7") != "on" {
-			t.Errorf("10 looks took %d reads when one site had been switched, which is %s", got, a.word("site7"))
+		if records, _ := during(20 * time.Second); records != 1 || a.word("site7") != "on" {
+			t.Errorf("%d records were read when one site had been switched, which is %s", records, a.word("site7"))
 		}
-		if got := loads(30); got != 130 {
-			t.Errorf("30 looks took %d reads in the next minute, want all records once", got)
+		during(20 * time.Second) // until the minute is full
+		if records, _ := during(time.Minute); records != len(names) {
+			t.Errorf("%d records were read in a minute, want each of %d once", records, len(names))
 		}
 		m.setFault(failOn("load " + Key("site1")))
+		m.addEntries(Entry{Site: "site1"})
 		if err := b.switchSite("site7", site.Off{}); err != nil {
 			t.Fatal(err)
 		}
-		if got := loads(10); got != 10+100+9 || a.word("site7") != "off" {
-			t.Errorf("10 looks took %d reads while one record could not be read; site7 is %s", got, a.word("site7"))
+		if during(10 * time.Second); a.word("site7") != "off" {
+			t.Errorf("site7 is %s while another record cannot be read", a.word("site7"))
 		}
 	})
+}
+
+// G12: what a switch asks of the storage does not grow with the number of sites.
+func TestSwitchCostsTheSameHoweverManySitesThereAre(t *testing.T) {
+	for _, sites := range []int{1, 1000} {
+		synctest.Test(t, func(t *testing.T) {
+			m := newMemory()
+			names := []string{"shop"}
+			for n := 1; n < sites; n++ {
+				names = append(names, fmt.Sprint("site", n))
+			}
+			a, b := newInstance(t, m, names...), newInstance(t, m, names...)
+			for _, i := range []*instance{a, b} {
+				i.tick(t.Context())
+			}
+			loads, stores := m.count("load"), m.count("store")
+			if err := a.switchSite("shop", site.On{}); err != nil {
+				t.Fatal(err)
+			}
+			if loads, stores = m.count("load")-loads, m.count("store")-stores; loads != 3 || stores != 3 {
+				t.Errorf("of %d sites: a switch took %d reads and %d writes", sites, loads, stores)
+			}
+			time.Sleep(10 * time.Second) // it looks twice whether the journal still has it
+			before := m.reads()
+			if b.tick(t.Context()); m.reads()-before != 1 || b.word("shop") != "on" {
+				t.Errorf("of %d sites: to follow took %d records", sites, m.reads()-before)
+			}
+		})
+	}
 }
 
 // What is told of records that cannot be read: once when there are more, and when there
 // are none any more. An outage of the storage is told once, and when it is over.
 func TestOutagesAreToldOnce(t *testing.T) {
 	m := newMemory()
-	i := newInstance(m, "shop", "wiki")
+	i := newInstance(t, m, "shop", "wiki")
 	i.tick(t.Context())
 	var told []string
 	tick := func(fault func(context.Context, string, string) error, reread bool) {
 		m.setFault(fault)
 		if reread {
-			m.set(MarkerKey, fmt.Sprint(len(told), time.Now()))
+			m.addEntries(Entry{Site: "shop"}, Entry{Site: "wiki"})
 		}
 		for range 3 {
 			tick := i.tick(t.Context())
@@ -551,7 +690,7 @@ func TestOutagesAreToldOnce(t *testing.T) {
 			}
 		}
 	}
-	tick(failOn("load "+MarkerKey), false)
+	tick(failOn("load "+JournalKey), false)
 	tick(nil, false)
 	tick(failOn("load "+Key("shop")), true)
 	tick(failOn("load maintenance/sites/"), true)
@@ -568,7 +707,7 @@ func TestUnknownSiteIsReadUntilItIsKnown(t *testing.T) {
 	m := newMemory()
 	m.set(Key("shop"), "not a record")
 	m.setFault(failOn("load " + Key("wiki")))
-	i := newInstance(m, "shop", "wiki", "blog")
+	i := newInstance(t, m, "shop", "wiki", "blog")
 	for range 5 {
 		i.tick(t.Context())
 	}
@@ -590,14 +729,14 @@ func TestUnknownSiteIsReadUntilItIsKnown(t *testing.T) {
 func TestFollowerThatIsOff(t *testing.T) {
 	m := newMemory()
 	m.setFault(failOn("load " + Key("shop")))
-	i := newInstance(m, "shop", "wiki")
+	i := newInstance(t, m, "shop", "wiki")
 	i.follower.Interval = -1
 	for range 5 {
 		i.tick(t.Context())
 	}
 	m.setFault(nil)
 	i.tick(t.Context())
-	if i.word("shop") != "off" || m.count("load "+MarkerKey) != 0 || m.count("load "+Key("wiki")) != 1 || m.count("load "+Key("shop")) != 6 {
+	if i.word("shop") != "off" || m.count("load "+JournalKey) != 0 || m.count("load "+Key("wiki")) != 1 || m.count("load "+Key("shop")) != 6 {
 		t.Errorf("shop is %s; reads: %v", i.word("shop"), m.counts)
 	}
 }

@@ -1,0 +1,162 @@
+package cli
+
+import (
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+	"time"
+
+	"example.com/caddy-maintenance/internal/api"
+)
+
+const (
+	// pollInterval is how often it is looked whether all have confirmed.
+	pollInterval = 250 * time.Millisecond
+
+	// leavingPatience is how long a switch waits for an instance to go that is stopping.
+	leavingPatience = 5 * time.Second
+)
+
+// fleet is what the instances have said about a site.
+type fleet struct {
+	list    []api.Instance
+	own     string // the instance that has answered, if it knows of no other
+	failure error  // why it does not
+}
+
+func isPending(i api.Instance) bool   { return i.State == api.InstancePending }
+func isLeaving(i api.Instance) bool   { return i.State == api.InstanceStopping }
+func isConfirmed(i api.Instance) bool { return i.State == api.InstanceConfirmed }
+func isDrained(i api.Instance) bool   { return i.Drained }
+
+func (f fleet) some(is func(api.Instance) bool) bool { return slices.ContainsFunc(f.list, is) }
+
+// split parts the instances by what holds for them.
+func (f fleet) split(is func(api.Instance) bool) (yes, no []api.Instance) {
+	for _, i := range f.list {
+		if is(i) {
+			yes = append(yes, i)
+		} else {
+			no = append(no, i)
+		}
+	}
+	return yes, no
+}
+
+// done says on which instances the site has the state wanted, and which have not confirmed
+// that.
+func (f fleet) done(want, note string, now time.Time) (words string, incomplete bool) {
+	confirmed, others := f.split(isConfirmed)
+	var notes []string
+	switch {
+	case f.failure != nil:
+		words = "done on " + f.own
+	case len(others) > 0:
+		words = strings.TrimSuffix("done on "+f.names(confirmed), " on ")
+	default:
+		words, notes = "done", append(notes, f.count()...)
+	}
+	if note != "" {
+		notes = append(notes, note)
+	}
+	if len(notes) > 0 {
+		words += " (" + strings.Join(notes, "; ") + ")"
+	}
+	if f.failure != nil {
+		words += "; what other instances do is not known: " + f.failure.Error()
+	}
+	risk := "it may still let requests in"
+	if want == api.StateOff {
+		risk = "it may still block requests"
+	}
+	for _, i := range others {
+		words += "; " + f.trouble(i)
+		switch {
+		case i.State == api.InstanceSilent:
+			words += lastHeard(i, now) + ": " + risk
+		case i.State == api.InstanceAbsent && want == api.StateOn:
+			words += ": nothing keeps requests out there"
+		}
+	}
+	return words, len(others) > 0 || f.failure != nil
+}
+
+// count is the number of instances, nothing if there is only one.
+func (f fleet) count() []string {
+	if len(f.list) < 2 {
+		return nil
+	}
+	return []string{fmt.Sprintf("%d instances", len(f.list))}
+}
+
+// trouble says what is the matter with an instance that is not drained, or has not
+// confirmed.
+func (f fleet) trouble(i api.Instance) string {
+	name := f.name(i)
+	switch i.State {
+	case api.InstanceSilent:
+		return "no word from " + name
+	case api.InstanceAbsent:
+		return fmt.Sprintf("the config of %s does not have the site", name)
+	case api.InstanceStopping:
+		return fmt.Sprintf("%s is stopping, %d in flight", name, i.InFlight)
+	case api.InstancePending:
+		return fmt.Sprintf("%s has not confirmed yet", name)
+	}
+	return fmt.Sprintf("%d in flight on %s", i.InFlight, name)
+}
+
+func lastHeard(i api.Instance, now time.Time) string {
+	return ", last heard of " + roughly(max(0, now.Sub(i.Seen))) + " ago"
+}
+
+// troubles says what is the matter with several of them.
+func (f fleet) troubles(list []api.Instance, now time.Time) string {
+	var words []string
+	for _, i := range list {
+		trouble := f.trouble(i)
+		if i.State == api.InstanceSilent {
+			trouble += lastHeard(i, now)
+		}
+		words = append(words, trouble)
+	}
+	return strings.Join(words, "; ")
+}
+
+// name is the host's name, or the whole one if there are several instances on the host.
+func (f fleet) name(i api.Instance) string {
+	for _, other := range f.list {
+		if other.Instance == i.Instance && other.ID != i.ID {
+			return i.ID
+		}
+	}
+	return i.Instance
+}
+
+// maxNames is how many instances are named that all is well with.
+const maxNames = 5
+
+func (f fleet) names(list []api.Instance) string {
+	if len(list) > maxNames {
+		return fmt.Sprintf("%d instances", len(list))
+	}
+	var names []string
+	for _, i := range list {
+		names = append(names, f.name(i))
+	}
+	return strings.Join(names, ", ")
+}
+
+// warnOfClocks warns of clocks that differ.
+func (f fleet) warnOfClocks(out io.Writer) {
+	for _, i := range f.list {
+		if i.ClockOffset != "" {
+			ahead, by := "ahead of", strings.TrimPrefix(i.ClockOffset, "-")
+			if by != i.ClockOffset {
+				ahead = "behind"
+			}
+			fmt.Fprintf(out, "warning: the clock of %s is %s %s this instance's; each instance ends a maintenance by its own\n", f.name(i), by, ahead)
+		}
+	}
+}

@@ -1,0 +1,130 @@
+package cli
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"example.com/caddy-maintenance/internal/api"
+)
+
+const fleetPath = api.Path + api.InstancesPath
+
+func newInstancesCommand(now func() time.Time) *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "instances",
+		Short: "Lists the instances on the storage",
+		Long: `
+Lists the instances that report on the storage of this one: what each has last
+said of itself, when it was last heard of, and how far its clock is ahead or
+behind, if by more than 30 seconds.
+
+An instance is confirmed if it has applied everything that was stored before you
+asked, and silent if it has not answered in time. Whether a silent one lets
+requests in is not known. An instance that never reached the storage is not listed.`,
+		Example: `  $ caddy maintenance instances
+  $ caddy maintenance instances --json`,
+		Args: cobra.NoArgs,
+	}
+	list := &instancesCommand{call: call{now: now}}
+	list.setUp(cmd, list.run)
+	cmd.ValidArgsFunction = cobra.NoFileCompletions
+	cmd.Flags().BoolVar(&list.json, "json", false, "Print the admin API's answer")
+	return cmd
+}
+
+func newForgetCommand(now func() time.Time) *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "forget <instance>",
+		Short: "Removes the report of an instance that is gone",
+		Long: `
+Removes the report of an instance that was killed, so that switches do not name it
+as silent any more. Without this, its report is removed after 10 minutes.
+
+An instance that still answers is not forgotten. Be sure that one that does not
+answer has ended: if it only cannot reach the storage, it may still let requests in.`,
+		Example: `  $ caddy maintenance forget web-3`,
+		Args:    cobra.ExactArgs(1),
+	}
+	forget := &forgetCommand{call: call{now: now}}
+	forget.setUp(cmd, forget.run)
+	cmd.ValidArgsFunction = forget.completeInstances
+	return cmd
+}
+
+// instancesCommand lists the fleet.
+type instancesCommand struct {
+	call
+	json bool
+}
+
+func (c *instancesCommand) run([]string) (int, error) {
+	for ; ; time.Sleep(pollInterval) {
+		var answer json.RawMessage
+		if err := c.admin.send(http.MethodGet, fleetPath, nil, &answer); err != nil {
+			return 0, err
+		}
+		var f fleet
+		if err := json.Unmarshal(answer, &f.list); err != nil {
+			return 0, fmt.Errorf("reading the admin API's answer: %w", err)
+		}
+		switch {
+		case f.some(isPending):
+		case c.json:
+			_, err := fmt.Fprintf(c.stdout, "%s\n", answer)
+			return 0, err
+		default:
+			return 0, f.writeTable(c.stdout, c.now())
+		}
+	}
+}
+
+func (f fleet) writeTable(out io.Writer, now time.Time) error {
+	table := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(table, "INSTANCE\tSTATE\tHEARD OF\tSYNCS EVERY\tIN FLIGHT\tCLOCK")
+	for _, i := range f.list {
+		clock := "ok"
+		if i.ClockOffset != "" {
+			clock = i.ClockOffset
+		}
+		fmt.Fprintf(table, "%s\t%s\t%s ago\t%s\t%d\t%s\n", f.name(i), i.State, roughly(max(0, now.Sub(i.Seen))), i.SyncInterval, i.InFlight, clock)
+	}
+	return table.Flush()
+}
+
+// forgetCommand removes a report.
+type forgetCommand struct{ call }
+
+func (c *forgetCommand) run(args []string) (int, error) {
+	if args[0] == "" {
+		return 0, errors.New("name an instance; caddy maintenance instances lists them")
+	}
+	fmt.Fprintf(c.stdout, "Forgetting %s... ", args[0])
+	var list []api.Instance
+	if err := c.admin.send(http.MethodDelete, fleetPath+"/"+url.PathEscape(args[0]), nil, &list); err != nil {
+		fmt.Fprintln(c.stdout, "failed")
+		return 0, err
+	}
+	fmt.Fprintln(c.stdout, "done")
+	return 0, nil
+}
+
+// completeInstances offers the instances to the shell.
+func (c *forgetCommand) completeInstances(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {
+	var names []string
+	var list []api.Instance
+	if c.findAdmin() == nil && c.admin.send(http.MethodGet, fleetPath, nil, &list) == nil {
+		f := fleet{list: list}
+		for _, i := range list {
+			names = append(names, f.name(i))
+		}
+	}
+	return names, cobra.ShellCompDirectiveNoFileComp
+}

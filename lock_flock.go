@@ -1,0 +1,14 @@
+//go:build linux || darwin || freebsd || netbsd || openbsd || dragonfly
+
+package maintenance
+
+import (
+	"os"
+	"syscall"
+)
+
+// lock locks a file for as long as the process lives, and reports whether it could: not if
+// another process has locked it.
+func lock(file *os.File) bool {
+	return syscall.Flock(int(file.Fd()), syscall.LOCK_EX|syscall.LOCK_NB) == nil
+}

@@ -1,0 +1,260 @@
+package maintenance
+
+import (
+	"context"
+	"crypto/rand"
+	"io"
+	"os"
+	"path/filepath"
+	"reflect"
+	"regexp"
+	"sync"
+	"time"
+
+	"go.uber.org/zap"
+
+	"github.com/caddyserver/caddy/v2"
+
+	"example.com/caddy-maintenance/internal/inflight"
+	"example.com/caddy-maintenance/internal/store"
+)
+
+// self is this process among the instances of a fleet, whichever config it runs.
+var self = sync.OnceValue(func() *store.Self { return store.NewSelf(store.NewName(hostName())) })
+
+// adoptName takes over the report of the process that used Caddy's data directory before, if
+// there was one and it has ended, so that nobody waits for it.
+var adoptName = sync.OnceFunc(func() {
+	directory := filepath.Join(caddy.AppDataDir(), "maintenance")
+	if os.MkdirAll(directory, 0o700) != nil {
+		return
+	}
+	file, err := os.OpenFile(filepath.Join(directory, "instance"), os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return
+	}
+	if !lock(file) { // or the system has no such locks
+		_ = file.Close()
+		return
+	}
+	heldName = file
+	before, err := io.ReadAll(io.LimitReader(file, 1<<10))
+	if own := self().Name(); err != nil || !sameHost(string(before), own) {
+		_ = file.Truncate(0)
+		_, _ = file.WriteAt([]byte(own), 0)
+		return
+	}
+	self().Adopt(string(before))
+})
+
+// heldName is the file that says which name this process has, locked as long as it lives.
+var heldName *os.File //nolint:unused // which would be closed, and unlocked, if nothing referred to it
+
+var reportName = regexp.MustCompile(`^(.+)-[0-9a-f]{8}$`)
+
+// sameHost reports whether both are names of reports of one host.
+func sameHost(a, b string) bool {
+	of, as := reportName.FindStringSubmatch(a), reportName.FindStringSubmatch(b)
+	return of != nil && as != nil && of[1] == as[1]
+}
+
+func hostName() string {
+	name, err := os.Hostname()
+	if err != nil {
+		return "unknown host"
+	}
+	return name
+}
+
+const (
+	leaveTimeout  = 3 * time.Second // for the storage to remove a report
+	reportSpacing = time.Second     // between reports out of turn
+)
+
+// processReports is how this process reports.
+var processReports = newReportState()
+
+// reportState is how a process reports, whichever config it runs.
+type reportState struct {
+	turn    chan struct{} // holds a token while a report is stored or removed
+	last    store.Report  // that was stored, without the clock
+	stored  time.Time     // when; zero: none was
+	failing bool          // the last one could not be stored
+	by      *App          // whose config reports; nil: none does
+}
+
+func newReportState() *reportState { return &reportState{turn: make(chan struct{}, 1)} }
+
+// prepareReports sets up what the config needs to report.
+func (a *App) prepareReports(state *reportState) {
+	a.report, a.soon, a.configID = state, make(chan struct{}, 1), rand.Text()[:8]
+	a.announced = make(chan struct{})
+	a.setAnnounced = sync.OnceFunc(func() { close(a.announced) })
+}
+
+// take returns when nobody else is at work with the report, or ctx has ended.
+func (s *reportState) take(ctx context.Context) error {
+	select {
+	case s.turn <- struct{}{}:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+func (s *reportState) release() { <-s.turn }
+
+// hasReport reports whether the config has sites and follows others.
+func (a *App) hasReport() bool { return len(a.sites) > 0 && a.SyncInterval > 0 }
+
+// announce stores a report when the config starts, in its storage, which need not be that of
+// the config that runs: what the process has last said. It does not wait until the config
+// runs, since requests wait for it, but not for long.
+func (a *App) announce() {
+	defer time.AfterFunc(maxAnnounce, a.setAnnounced).Stop()
+	defer a.setAnnounced()
+	if !a.hasReport() || a.report.take(a.ctx) != nil {
+		return
+	}
+	defer a.report.release()
+	if a.report.by == nil {
+		a.report.by = a
+	}
+	a.report.last.Host, a.report.last.SyncInterval = a.instance, time.Duration(a.SyncInterval)
+	a.putReport(a.report.last)
+}
+
+// takeOver has this config report from now on, and no other one.
+func (a *App) takeOver() {
+	if a.report.take(a.ctx) == nil {
+		a.report.by = a
+		a.report.release()
+	}
+}
+
+// storeReport stores what the instance says of itself, if that is news or time to.
+func (a *App) storeReport(r store.Report) {
+	if a.report.take(a.ctx) != nil {
+		return
+	}
+	defer a.report.release()
+	r.Host, r.SyncInterval, r.Stopping = a.instance, time.Duration(a.SyncInterval), caddy.Exiting()
+	if a.report.by != a || reflect.DeepEqual(r, a.report.last) && time.Since(a.report.stored) < store.ReportInterval {
+		return
+	}
+	a.putReport(r)
+}
+
+// putReport stores a report. The caller has the turn.
+func (a *App) putReport(r store.Report) {
+	if a.left {
+		return
+	}
+	if a.self == self() {
+		adoptName() // before the first report, whoever comes to store it
+	}
+	dated := r
+	dated.Clock, dated.Config = time.Now().UTC(), a.configID
+	// Nobody else is to store or remove one before this one is there.
+	err := a.store.Report(context.WithoutCancel(a.ctx), dated)
+	if err == nil {
+		a.report.last, a.report.stored = r, time.Now()
+	}
+	if failed := a.report.failing; err != nil && !failed && a.ctx.Err() == nil {
+		a.log.Warn("this instance cannot report to the others on the storage, which take it for silent", zap.Error(err))
+	}
+	a.report.failing = err != nil
+}
+
+// leave removes the report of this process, which has no gate any more.
+func (a *App) leave() {
+	if a.self == nil || a.SyncInterval <= 0 {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), leaveTimeout)
+	defer cancel()
+	err := a.report.take(ctx)
+	if err == nil {
+		defer a.report.release()
+		a.left = true
+		if !a.self.Reports() {
+			return
+		}
+		a.report.by, a.report.last = nil, store.Report{}
+		ctx, cancel := context.WithTimeout(context.Background(), leaveTimeout)
+		defer cancel()
+		err = a.store.Retire(ctx)
+	}
+	if err != nil {
+		a.log.Warn("the report of this instance cannot be removed; others take it for silent until `caddy maintenance forget`, or for 10 minutes",
+			zap.String("instance", a.self.Name()), zap.Error(err))
+	}
+}
+
+// leaveWhenIdle removes the report when the last request that a gate has let in has ended.
+func (a *App) leaveWhenIdle() {
+	for _, s := range a.sorted() {
+		<-s.inFlight.Idle()
+	}
+	if next, err := runningApp(); err != nil || !next.hasReport() {
+		a.leave()
+	}
+}
+
+// handBack has the config that runs report again, if this one has begun to and has failed.
+func (a *App) handBack(running *App) {
+	if a.report == nil || a.report.take(context.Background()) != nil {
+		return
+	}
+	defer a.report.release()
+	if a.report.by == a {
+		a.report.by = running
+	}
+}
+
+// leaveStorage removes the report of this process from the storage of a config that another
+// one has replaced, unless that has the same storage: then its own report is there.
+func (a *App) leaveStorage(next *App) {
+	ctx, cancel := context.WithTimeout(context.Background(), leaveTimeout)
+	defer cancel()
+	if err := a.report.take(ctx); err != nil {
+		return // the storage hangs
+	}
+	defer a.report.release()
+	a.report.by, a.left = next, true
+	next.putReport(a.report.last)
+	if err := a.store.RetireIfFrom(ctx, a.configID); err != nil {
+		a.log.Warn("the report of this instance cannot be removed; others take it for silent until `caddy maintenance forget`, or for 10 minutes",
+			zap.String("instance", a.self.Name()), zap.Error(err))
+	}
+}
+
+// exit ends what closed sites still have in flight, which no server waits for and which ends
+// with the process, and removes the report.
+func (a *App) exit() {
+	a.terminateClosed()
+	a.leave()
+}
+
+// terminateClosed ends what is in flight on closed sites.
+func (a *App) terminateClosed() {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+	defer cancel()
+	for _, s := range a.sites {
+		if v := s.view(); v.Blocks() && s.inFlight.Count() > 0 {
+			inflight.Terminate(s.inFlight.All())
+			select {
+			case <-s.inFlight.Idle():
+			case <-ctx.Done():
+			}
+		}
+	}
+}
+
+// reportSoon has the config report out of turn.
+func (a *App) reportSoon() {
+	select {
+	case a.soon <- struct{}{}:
+	default:
+	}
+}

@@ -1,0 +1,188 @@
+package maintenance
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/http"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/caddyserver/caddy/v2"
+
+	"example.com/caddy-maintenance/internal/store"
+)
+
+// An instance that is alone speaks for the fleet at once, and asks nobody.
+func TestInstanceThatIsAloneIsConfirmed(t *testing.T) {
+	s := start(t, `maintenance shop`)
+	s.put("shop", "")
+	journal := s.storage.get(store.JournalKey)
+	for _, path := range []string{"/maintenance/shop/instances", "/maintenance/shop/instances?wait=30s", "/maintenance/instances?wait=30s"} {
+		var list []map[string]any
+		got := s.api(http.MethodGet, path, "")
+		noError(t, json.Unmarshal([]byte(got.body), &list))
+		if len(list) != 1 || list[0]["state"] != "confirmed" || list[0]["drained"] != strings.Contains(path, "shop") || list[0]["id"] != self().Name() {
+			t.Errorf("GET %s got %s", path, got.body)
+		}
+	}
+	wantEqual(t, "journal", s.storage.get(store.JournalKey), journal)
+}
+
+func TestWrongRequestsForInstancesAreRefused(t *testing.T) {
+	s := start(t, `maintenance shop`)
+	for _, test := range []struct {
+		method, path string
+		status       int
+		want         string
+	}{
+		{"POST", "/maintenance/instances", 405, "method POST is not allowed here; allowed are GET"},
+		{"DELETE", "/maintenance/shop/instances", 405, "method DELETE is not allowed here; allowed are GET"},
+		{"GET", "/maintenance/instances/x", 405, "method GET is not allowed here; allowed are DELETE"},
+		{"GET", "/maintenance/wiki/instances", 404, "unknown site wiki; the sites of the running config are: shop"},
+		{"GET", "/maintenance/shop/instances?wait=1h", 400, "wait: 1h given, a duration of at most 30s is accepted, such as 10s"},
+		{"DELETE", "/maintenance/instances/nobody", 404, "no report of an instance nobody is there; `caddy maintenance instances` lists those that are"},
+		{"DELETE", "/maintenance/instances/" + self().Name(), 409, self().Name() + " is this instance, which answers"},
+	} {
+		got := s.api(test.method, test.path, "")
+		if message := decode(t, got.body)["error"]; got.StatusCode != test.status || message != test.want {
+			t.Errorf("%s %s got %d %v, want %d %s", test.method, test.path, got.StatusCode, message, test.status, test.want)
+		}
+	}
+	s.storage.setFault(failOn("list", "maintenance/"))
+	got := s.api(http.MethodGet, "/maintenance/shop/instances", "")
+	if got.StatusCode != 503 || !strings.Contains(got.body, "reading what other instances report: disk full") {
+		t.Errorf("got %d %s", got.StatusCode, got.body)
+	}
+	s.reload("")
+	got = s.api(http.MethodGet, "/maintenance/instances", "")
+	wantEqual(t, "status without a site", got.StatusCode, 404)
+}
+
+// The report is stored before records are read, and removed with the last gate. A config that
+// fails leaves it as it is.
+//
+// G11
+func TestReportIsThereAsLongAsThereIsAGate(t *testing.T) {
+	s := prepare(t)
+	var mu sync.Mutex
+	var order []string
+	s.storage.setFault(func(_ context.Context, op, key string) error {
+		mu.Lock()
+		defer mu.Unlock()
+		if kind := op + " " + strings.Split(key, "/")[1]; !slices.Contains(order, kind) {
+			order = append(order, kind)
+		}
+		return nil
+	})
+	s.reload(`maintenance shop`)
+	s.wantStatus("/", 200)
+	mu.Lock()
+	reported, read := slices.Index(order, "store instances"), slices.Index(order, "load sites")
+	mu.Unlock()
+	if reported < 0 || read < reported {
+		t.Errorf("the storage was asked for %v", order)
+	}
+	there := func() int {
+		keys, err := s.storage.List(t.Context(), "maintenance/instances", false)
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			t.Fatal(err)
+		}
+		return len(keys)
+	}
+	wantEqual(t, "reports", there(), 1)
+	s.failLate("maintenance other")
+	wantEqual(t, "reports after a config that failed", there(), 1)
+	s.put("shop", "") // the config that runs still reports
+	var journal []store.Entry
+	noError(t, json.Unmarshal([]byte(s.storage.get(store.JournalKey)), &journal))
+	eventually(t, func() error {
+		report := s.storage.get("maintenance/instances/" + self().Name() + ".json")
+		if !strings.Contains(report, journal[len(journal)-1].ID) {
+			return fmt.Errorf("the report is %s", report)
+		}
+		return nil
+	})
+	s.delete("shop")
+	s.reload("")
+	eventually(t, func() error {
+		if n := there(); n > 0 {
+			return fmt.Errorf("%d reports are there without a gate", n)
+		}
+		return nil
+	})
+	s.reload("maintenance shop")
+	s.wantStatus("/", 200)
+	wantEqual(t, "reports with a gate again", there(), 1)
+	noError(t, caddy.Stop())
+	wantEqual(t, "reports when Caddy has stopped", there(), 0)
+}
+
+// What is on is on disk when a switch is answered; what is off is not.
+//
+// G3
+func TestClosedSitesAreKeptOnDisk(t *testing.T) {
+	s := start(t, `maintenance shop`)
+	path := filepath.Join(os.Getenv("XDG_DATA_HOME"), "caddy", "maintenance", "last_known.json")
+	for _, test := range []struct{ method, want string }{{"PUT", `"enabled":true`}, {"PATCH", `"message":"Hello."`}, {"DELETE", `"site":"shop"}`}} {
+		s.api(test.method, "/maintenance/shop", `{"message": "Hello."}`)
+		if raw, err := os.ReadFile(path); err != nil || !strings.Contains(string(raw), test.want) {
+			t.Errorf("after %s: %s %v", test.method, raw, err)
+		}
+	}
+	noError(t, os.Remove(path))
+	noError(t, os.Mkdir(path, 0o700)) // so that nobody can write it
+	s.put("shop", "")
+	s.wantStatus("/", 503)
+	s.delete("shop")
+	wantEqual(t, "warnings that the disk cannot be written", s.countLogged("cannot be kept on disk"), 1)
+}
+
+// A process that starts with a storage that has nothing, though it answers, closes what it
+// knew to be closed, and stores it again.
+//
+// G3
+func TestDiskKnowsWhatTheStorageHasLost(t *testing.T) {
+	s := start(t, `maintenance shop`)
+	s.put("shop", `{"message": "Hello."}`)
+	for name, fault := range map[string]func(context.Context, string, string) error{
+		"emptied": nil,
+		"says that nothing is there": func(_ context.Context, op, _ string) error {
+			if op == "load" {
+				return fs.ErrNotExist
+			}
+			return nil
+		},
+		"fails": failOn("load", "maintenance/"),
+	} {
+		s.stop()
+		_ = s.storage.Delete(t.Context(), "maintenance")
+		s.storage.setFault(fault)
+		s.reload(`maintenance shop`)
+		s.wantStatus("/", 503)
+		wantEqual(t, name, fmt.Sprint(s.status("shop")["message"]), "Hello.")
+		s.storage.setFault(nil)
+		eventually(t, func() error {
+			if s.storage.get(shopKey) == "" {
+				return fmt.Errorf("%s: the record is not stored again", name)
+			}
+			return nil
+		})
+	}
+}
+
+// tell has whoever follows read the record of a site again, as another instance does.
+func (s *testStorage) tell(site string) {
+	var journal []any
+	_ = json.Unmarshal([]byte(s.get(store.JournalKey)), &journal)
+	journal = append(journal, map[string]string{"id": rand.Text(), "site": site})
+	raw, _ := json.Marshal(journal)
+	s.set(store.JournalKey, string(raw))
+}
