@@ -11,6 +11,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/caddyserver/certmagic"
 	"go.uber.org/zap"
 
 	"github.com/caddyserver/caddy/v2"
@@ -89,6 +90,9 @@ func (a *App) Provision(ctx caddy.Context) error {
 	a.log = ctx.Logger()
 	a.self = self()
 	a.store = store.New(ctx, ctx.Storage(), caddy.ParseDuration, a.self)
+	if _, ok := ctx.Storage().(*certmagic.FileStorage); ok {
+		a.store.TrustAbsence()
+	}
 	a.fleet = store.NewFleet(a.store)
 	a.storageID = identify(ctx.Storage())
 	a.prepareReports(processReports)

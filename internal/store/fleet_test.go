@@ -266,6 +266,11 @@ func TestEachAbsenceIsChecked(t *testing.T) {
 		if read := <-unreported.Read(t.Context(), unreported.site("blog")); read.Err == nil {
 			t.Error("an instance that could not report takes the site for one that was never switched")
 		}
+		time.Sleep(time.Millisecond)
+		unreported.TrustAbsence() // as of files, on a disk that is full
+		if read := <-unreported.Read(t.Context(), unreported.site("blog")); read.Err != nil {
+			t.Error(read.Err)
+		}
 	})
 }
 

@@ -77,6 +77,7 @@ type Store struct {
 	writing  chan struct{} // holds a token while the journal is changed
 	checking chan struct{} // holds a token while it is checked whether the storage answers
 	checked  check         // the last time; guarded by checking
+	trusted  bool          // see TrustAbsence
 	emptied  atomic.Int64  // how often the storage has lost the report of this instance
 
 	addedMu sync.Mutex
@@ -98,6 +99,11 @@ func New(ctx context.Context, storage Storage, durations site.DurationParser, se
 		added: make(map[string]time.Time), reads: semaphore.NewWeighted(MaxReads),
 	}
 }
+
+// TrustAbsence says that the storage is one that says what has failed: that something is not
+// there is believed though the report of this instance cannot be stored. A disk that is full
+// closes no site that was never switched.
+func (s *Store) TrustAbsence() { s.trusted = true }
 
 // Key is where the record of a site is stored. Percent-encoding keeps : and * out of file
 // names, which not every system takes.
