@@ -210,19 +210,20 @@ func (f *follower) reportProgress() {
 	var r store.Report
 	var present []string
 	r.Applied, present, r.Behind, r.Absent = f.Progress()
+	for _, name := range present {
+		if f.sites[name].view().Blocks() {
+			r.Closed = append(r.Closed, name)
+		}
+	}
 	r.Sites = make(map[string]store.Traffic)
 	for name, s := range f.sites {
 		if !s.view().Blocks() {
 			continue
 		}
-		if slices.Contains(present, name) {
-			r.Closed = append(r.Closed, name)
-		}
 		if t := (store.Traffic{InFlight: s.inFlight.Count(), Held: s.heldNow()}); t != (store.Traffic{}) {
 			r.Sites[name] = t
 		}
 	}
-	slices.Sort(r.Closed)
 	select {
 	case <-f.reports: // which nobody has stored yet
 	default:

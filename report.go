@@ -185,6 +185,11 @@ func (a *App) leave() {
 		defer cancel()
 		err = a.store.Retire(ctx)
 	}
+	a.warnOfReport(err)
+}
+
+// warnOfReport warns of a report that could not be removed.
+func (a *App) warnOfReport(err error) {
 	if err != nil {
 		a.log.Warn("the report of this instance cannot be removed; others take it for silent until `caddy maintenance forget`, or for 10 minutes",
 			zap.String("instance", a.self.Name()), zap.Error(err))
@@ -223,10 +228,7 @@ func (a *App) leaveStorage(next *App) {
 	defer a.report.release()
 	a.report.by, a.left = next, true
 	next.putReport(a.report.last)
-	if err := a.store.RetireIfFrom(ctx, a.configID); err != nil {
-		a.log.Warn("the report of this instance cannot be removed; others take it for silent until `caddy maintenance forget`, or for 10 minutes",
-			zap.String("instance", a.self.Name()), zap.Error(err))
-	}
+	a.warnOfReport(a.store.RetireIfFrom(ctx, a.configID))
 }
 
 // exit ends what closed sites still have in flight, which no server waits for and which ends

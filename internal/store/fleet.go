@@ -16,7 +16,7 @@ const (
 	// removeAfter is how long the report of an instance stays that does not report any more.
 	removeAfter = 10 * time.Minute
 
-	// ObserveInterval is how often an instance looks at the reports of all others.
+	// ObserveInterval is how often an instance looks which others there are.
 	ObserveInterval = time.Minute
 
 	// maxSkew is how far clocks may differ without a word.
@@ -150,14 +150,9 @@ func (f *Fleet) AskAnew(ctx context.Context) (id string, err error) {
 func (f *Fleet) ask(ctx context.Context, site string, asked func(Journal) bool) (Journal, error) {
 	ctx, cancel := storageContext(ctx)
 	defer cancel()
-	began := time.Now()
-	j, err := f.store.readJournal(ctx)
-	if err != nil {
-		return nil, err
-	}
-	f.note(j, began)
-	if asked(j) {
-		return j, nil
+	j, err := f.readJournal(ctx)
+	if err != nil || asked(j) {
+		return j, err
 	}
 	var sites []string
 	if site != "" {
@@ -262,12 +257,17 @@ func (f *Fleet) catchUp(ctx context.Context) error {
 	if !behind {
 		return nil
 	}
+	_, err := f.readJournal(ctx)
+	return err
+}
+
+func (f *Fleet) readJournal(ctx context.Context) (Journal, error) {
 	began := time.Now()
 	j, err := f.store.readJournal(ctx)
 	if err == nil {
 		f.note(j, began)
 	}
-	return err
+	return j, err
 }
 
 // Alone reports whether no other instance was found.
@@ -351,14 +351,18 @@ func (f *Fleet) keep(names []string, emptiedTimes int64) {
 	defer f.mu.Unlock()
 	emptied := emptiedTimes != f.emptied
 	f.emptied = emptiedTimes
+	there := make(map[string]bool, len(names))
+	for _, name := range names {
+		there[name] = true
+	}
 	maps.DeleteFunc(f.reports, func(name string, o *observed) bool {
-		switch isThere := slices.Contains(names, name); {
-		case isThere:
+		switch {
+		case there[name]:
 			o.lost = false
 		case emptied && !o.lost && !o.Stopping:
 			o.lost, o.changed = true, time.Now() // it has as long as any to answer
 		}
-		return !o.lost && !slices.Contains(names, name)
+		return !o.lost && !there[name]
 	})
 	for _, name := range names {
 		if f.reports[name] == nil && name != f.store.self.Name() {

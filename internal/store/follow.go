@@ -72,16 +72,14 @@ type Follower struct {
 	Fleet    *Fleet
 	Interval time.Duration // negative: others are not followed
 
-	began      bool            // all records have been read once
-	emptied    int64           // how often the storage had been emptied then
-	known      map[string]bool // the entries of the journal that were seen
-	applied    string          // the last one of them that stays
-	journal    Journal         // as it was last read
-	share      []*Followed     // the records to verify in this minute
-	perTick    int             // how many of them at each tick
-	shared     time.Time       // when this minute began
-	failing    bool            // the storage could not be read last time
-	unreadable []string        // the sites whose record could not be read last time, as told
+	began      bool        // all records have been read once
+	emptied    int64       // how often the storage had been emptied then
+	journal    Journal     // as it was last read
+	share      []*Followed // the records to verify in this minute
+	perTick    int         // how many of them at each tick
+	shared     time.Time   // when this minute began
+	failing    bool        // the storage could not be read last time
+	unreadable []string    // the sites whose record could not be read last time, as told
 }
 
 // Tick is what a look at the storage has come to.
@@ -149,9 +147,8 @@ func (f *Follower) readSites(j Journal, now time.Time) {
 			s.ReadAgain()
 		}
 	}
-	known := make(map[string]bool, len(j))
 	for _, e := range j {
-		known[e.ID] = true
+		isKnown := f.journal.index(e.ID) >= 0
 		began := !e.settled() && now.Sub(f.Fleet.firstSeen(e.ID)) < beganInterval
 		for _, name := range e.names() {
 			s := f.Sites[name]
@@ -161,19 +158,19 @@ func (f *Follower) readSites(j Journal, now time.Time) {
 			if e.Done {
 				s.NoteStored(e.Version)
 			}
-			if (!f.known[e.ID] || began) && (e.Version == 0 || e.Version > s.Current().Version()) {
+			if (!isKnown || began) && (e.Version == 0 || e.Version > s.Current().Version()) {
 				s.ReadAgain()
 			}
 		}
 	}
-	f.known, f.journal, f.applied = known, j, j.lastSettled()
+	f.journal = j
 	f.verify(now)
 }
 
 // hasLost reports whether the journal may have had entries that were never seen here: none of
 // those that were is left.
 func (f *Follower) hasLost(j Journal) bool {
-	if f.applied == "" {
+	if f.journal.lastSettled() == "" {
 		return len(j) == maxEntries
 	}
 	return !j.hasAny(f.journal)
@@ -233,7 +230,7 @@ func (f *Follower) Progress() (applied string, present, behind, absent []string)
 			behind = append(behind, name)
 		}
 	}
-	return f.applied, present, behind, absent
+	return f.journal.lastSettled(), present, behind, absent
 }
 
 // findUnreadable returns which known sites stay as they are because their records cannot

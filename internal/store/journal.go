@@ -146,12 +146,10 @@ func (s *Store) readJournal(ctx context.Context) (Journal, error) {
 // time, and one of them lose its entries; see lookAgain. Without entries, a journal that is
 // missing is stored.
 func (s *Store) add(ctx context.Context, entries ...Entry) (Journal, error) {
-	select {
-	case s.writing <- struct{}{}:
-	case <-ctx.Done():
-		return nil, context.Cause(ctx)
+	if err := s.writing.take(ctx); err != nil {
+		return nil, err
 	}
-	defer func() { <-s.writing }()
+	defer s.writing.release()
 	j, err := s.readJournal(ctx)
 	if err != nil || j != nil && len(entries) == 0 {
 		return j, err

@@ -176,12 +176,10 @@ type check struct {
 // checkAnswers tells a storage that has nothing from one that does not answer, after it has
 // said that something is not there. Reads that end at the same time share a check.
 func (s *Store) checkAnswers(ctx context.Context, ended time.Time) error {
-	select {
-	case s.checking <- struct{}{}:
-	case <-ctx.Done():
-		return context.Cause(ctx)
+	if err := s.checking.take(ctx); err != nil {
+		return err
 	}
-	defer func() { <-s.checking }()
+	defer s.checking.release()
 	if s.checked.began.Before(ended) {
 		s.checked.began = time.Now()
 		s.checked.err = s.findReport(ctx)
@@ -193,10 +191,10 @@ func (s *Store) checkAnswers(ctx context.Context, ended time.Time) error {
 // stored again, since the storage may have been emptied.
 func (s *Store) findReport(ctx context.Context) error {
 	raw, err := s.self.stored()
-	if raw == nil && s.trusted {
+	switch {
+	case raw == nil && s.trusted:
 		return nil
-	}
-	if raw == nil {
+	case raw == nil:
 		return err
 	}
 	key := reportKey(s.self.Name())

@@ -74,11 +74,11 @@ type Store struct {
 	durations site.DurationParser
 	self      *Self
 
-	writing  chan struct{} // holds a token while the journal is changed
-	checking chan struct{} // holds a token while it is checked whether the storage answers
-	checked  check         // the last time; guarded by checking
-	trusted  bool          // see TrustAbsence
-	emptied  atomic.Int64  // how often the storage has lost the report of this instance
+	writing  turn         // of who changes the journal
+	checking turn         // of who checks whether the storage answers
+	checked  check        // the last time; guarded by checking
+	trusted  bool         // see TrustAbsence
+	emptied  atomic.Int64 // how often the storage has lost the report of this instance
 
 	addedMu sync.Mutex
 	added   map[string]time.Time // when an entry of a site was last added
@@ -95,7 +95,7 @@ type Store struct {
 func New(ctx context.Context, storage Storage, durations site.DurationParser, self *Self) *Store {
 	return &Store{
 		ctx: ctx, storage: storage, durations: durations, self: self,
-		writing: make(chan struct{}, 1), checking: make(chan struct{}, 1),
+		writing: newTurn(), checking: newTurn(),
 		added: make(map[string]time.Time), reads: semaphore.NewWeighted(MaxReads),
 	}
 }
@@ -117,15 +117,20 @@ func storageContext(ctx context.Context) (context.Context, context.CancelFunc) {
 // inTime does something with the storage, and returns when that is done or ctx has ended,
 // whether or not the storage obeys it.
 func inTime[T any](ctx context.Context, do func() (T, error)) (T, error) {
-	type result struct {
-		value T
-		err   error
-	}
-	done := make(chan result, 1)
+	done := make(chan result[T], 1)
 	go func() {
 		value, err := do()
-		done <- result{value, err}
+		done <- result[T]{value, err}
 	}()
+	return await(ctx, done)
+}
+
+type result[T any] struct {
+	value T
+	err   error
+}
+
+func await[T any](ctx context.Context, done <-chan result[T]) (T, error) {
 	select {
 	case r := <-done:
 		return r.value, r.err
@@ -134,6 +139,22 @@ func inTime[T any](ctx context.Context, do func() (T, error)) (T, error) {
 	}
 }
 
+// turn is what one takes at a time.
+type turn chan struct{}
+
+func newTurn() turn { return make(turn, 1) }
+
+func (t turn) take(ctx context.Context) error {
+	select {
+	case t <- struct{}{}:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+func (t turn) release() { <-t }
+
 func (s *Store) storeInTime(ctx context.Context, key string, value []byte) error {
 	_, err := inTime(ctx, func() (struct{}, error) { return struct{}{}, s.storage.Store(ctx, key, value) })
 	return err
@@ -141,39 +162,25 @@ func (s *Store) storeInTime(ctx context.Context, key string, value []byte) error
 
 // Reading
 
-type result struct {
-	value []byte
-	err   error
-}
-
 // begin begins to read a key. It waits for its turn where many reads are under way, so
 // that a config of many sites neither starts as many goroutines nor has the last of them
 // give up before it has begun. A read that hangs does so on its own; see await.
-func (s *Store) begin(ctx context.Context, key string) <-chan result {
-	done := make(chan result, 1)
+func (s *Store) begin(ctx context.Context, key string) <-chan result[[]byte] {
+	done := make(chan result[[]byte], 1)
 	if s.stalled.Load() {
-		done <- result{err: ErrSilent}
+		done <- result[[]byte]{err: ErrSilent}
 		return done
 	}
 	if s.reads.Acquire(ctx, 1) != nil {
-		done <- result{err: context.Cause(ctx)}
+		done <- result[[]byte]{err: context.Cause(ctx)}
 		return done
 	}
 	go func() {
 		value, err := s.storage.Load(ctx, key)
 		s.reads.Release(1)
-		done <- result{value, err}
+		done <- result[[]byte]{value, err}
 	}()
 	return done
-}
-
-func await(ctx context.Context, done <-chan result) ([]byte, error) {
-	select {
-	case r := <-done:
-		return r.value, r.err
-	case <-ctx.Done():
-		return nil, context.Cause(ctx)
-	}
 }
 
 // Read begins to read the record of a site, and sends what that has come to.
