@@ -172,6 +172,7 @@ func (s *Store) begin(ctx context.Context, key string) <-chan result[[]byte] {
 		return done
 	}
 	if s.reads.Acquire(ctx, 1) != nil {
+		s.noteStalled(ctx)
 		done <- result[[]byte]{err: context.Cause(ctx)}
 		return done
 	}
@@ -181,6 +182,13 @@ func (s *Store) begin(ctx context.Context, key string) <-chan result[[]byte] {
 		done <- result[[]byte]{value, err}
 	}()
 	return done
+}
+
+// noteStalled notes that a read has waited in vain, if ctx says so.
+func (s *Store) noteStalled(ctx context.Context) {
+	if errors.Is(context.Cause(ctx), ErrSilent) {
+		s.stalled.Store(true)
+	}
 }
 
 // Read begins to read the record of a site, and sends what that has come to.
@@ -195,9 +203,7 @@ func (s *Store) Read(ctx context.Context, target *site.Site) <-chan site.Read {
 	go func() {
 		defer cancel()
 		raw, err := await(ctx, reading)
-		if errors.Is(context.Cause(ctx), ErrSilent) {
-			s.stalled.Store(true)
-		}
+		s.noteStalled(ctx)
 		there := !errors.Is(err, fs.ErrNotExist)
 		if !there {
 			err = s.checkAnswers(ctx, time.Now())
