@@ -77,7 +77,7 @@ type Fleet struct {
 type observed struct {
 	Report
 	raw      string
-	found    time.Time // when it was first read
+	found    time.Time // when it was first read, with the config that it has
 	changed  time.Time
 	lastRead time.Time
 	skew     time.Duration
@@ -308,8 +308,8 @@ func (f *Fleet) take(name string, r Report, raw string, now time.Time) {
 		if from.IsZero() {
 			from = r.Clock
 		}
-		if o.found.IsZero() {
-			o.found = now
+		if o.found.IsZero() || o.Config != r.Config {
+			o.found = now // and it has as long as any to read what is stored
 		}
 		o.Report, o.raw, o.changed = r, raw, now
 		o.skew = skew(r.Clock, from, now)

@@ -85,6 +85,7 @@ func TestStandingOfAnInstance(t *testing.T) {
 		{"has applied what is not there any more", Journal{old, on}, Report{Applied: "lost"}, 0, Pending, false},
 		{"could not read the record", Journal{old, on}, Report{Applied: "on", Behind: []string{"shop"}}, 0, Pending, false},
 		{"nor in time", Journal{old, on}, Report{Applied: "on", Behind: []string{"shop"}}, time.Minute, Silent, false},
+		{"nor yet, with another config", Journal{old, on}, Report{Config: "2", Applied: "on", Behind: []string{"shop"}}, time.Minute, Pending, false},
 		{"could not read that of another site", Journal{old, on}, Report{Applied: "on", Behind: []string{"wiki"}}, 30 * time.Second, Confirmed, true},
 		{"does not have the site, as it said before the switch", Journal{old, on}, Report{Applied: "old", Absent: []string{"shop"}}, 0, Pending, false},
 		{"does not have the site", Journal{old, on}, Report{Applied: "on", Absent: []string{"shop"}}, 0, Absent, false},
@@ -105,9 +106,10 @@ func TestStandingOfAnInstance(t *testing.T) {
 		f := NewFleet(&Store{self: NewSelf("self")})
 		f.keep([]string{"web-1"}, 0)
 		f.note(test.journal, start)
-		for _, at := range []time.Time{start, start.Add(test.after)} {
-			f.take("web-1", test.report, test.name, at)
-		}
+		before := test.report
+		before.Config = ""
+		f.take("web-1", before, test.name, start)
+		f.take("web-1", test.report, test.name+test.report.Config, start.Add(test.after))
 		got := f.Instances("shop", 2)[0]
 		if got.Standing != test.want || got.Drained("shop") != test.drained {
 			t.Errorf("%s: got %d, drained %t, want %d, %t", test.name, got.Standing, got.Drained("shop"), test.want, test.drained)
