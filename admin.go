@@ -70,7 +70,7 @@ func (a adminAPI) serve(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	defer letSiteGo(s.entry)
-	if err := s.Ready(r.Context()); err != nil {
+	if err := s.Ready(r.Context(), nil); err != nil {
 		return err
 	}
 	if ofInstances {
@@ -79,20 +79,23 @@ func (a adminAPI) serve(w http.ResponseWriter, r *http.Request) error {
 	return a.serveSite(w, r, app, s, body)
 }
 
-// retainSite returns the running config's site of that name, which the caller must
+// retainSite returns the running config's site that is called so, which the caller must
 // let go. Until then no reload makes the site another one.
-func retainSite(name string) (*App, *configuredSite, error) {
+func retainSite(called string) (*App, *configuredSite, error) {
 	for {
 		app, err := runningApp()
 		if err != nil {
 			return nil, nil, err
 		}
-		s, err := app.find(name)
+		name, err := app.find(called)
 		if err != nil {
 			return nil, nil, caddy.APIError{HTTPStatus: http.StatusNotFound, Err: err}
 		}
-		if sites.Retain(s.entry) {
-			return app, s, nil
+		if entry := sites.Need(name, true); entry != nil {
+			if s := app.siteOf(entry); s != nil {
+				return app, s, nil
+			}
+			letSiteGo(entry)
 		}
 		// The config has been replaced in between; look at the one that runs now.
 	}
@@ -138,11 +141,14 @@ func (adminAPI) serveAll(w http.ResponseWriter, r *http.Request) error {
 	if r.URL.RawQuery != "" {
 		return badRequest(errors.New("wait is for one site, such as /maintenance/shop?wait=10s"))
 	}
+	if err := app.loaded(r.Context()); err != nil {
+		return err
+	}
+	if templates := app.templateNames(); len(templates) > 0 {
+		w.Header()[api.TemplatesHeader] = templates
+	}
 	list := []api.Site{}
-	for _, s := range app.sorted() {
-		if err := s.Ready(r.Context()); err != nil {
-			return err
-		}
+	for _, s := range app.listed() {
 		list = append(list, app.status(s))
 	}
 	return writeJSON(w, list)

@@ -4,9 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
 	"slices"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -46,13 +44,15 @@ type App struct {
 	memory    *store.Memory
 	storageID string // by which the memory knows the storage
 	instance  string
-	sites     map[string]*configuredSite
+	sites     map[string]*configuredSite // those that handlers name
+	templates []*configuredSite          // the templates among them
 	loading   loading
 	servers   map[*caddyhttp.Server]serverStop
 	pages     *configPages
 
 	ctx      caddy.Context // ends with the config
 	running  atomic.Bool   // this is or was the running config
+	ended    atomic.Bool   // it has stopped, and its last requests may still come
 	configID string        // in its reports
 	report   *reportState
 	left     bool          // this config must not report any more; guarded by the turn of report
@@ -99,7 +99,7 @@ func (a *App) Provision(ctx caddy.Context) error {
 	a.memory = memoryBeside(ctx.Storage())
 	a.sites = make(map[string]*configuredSite)
 	a.servers = make(map[*caddyhttp.Server]serverStop)
-	a.pages = newConfigPages(ctx, a.log, ctx.Storage())
+	a.pages = newConfigPages(ctx, a.log, ctx.Storage(), a.inMemory)
 	a.ctx = ctx
 
 	events, err := ctx.App("events")
@@ -122,7 +122,7 @@ func (a *App) Start() error {
 			return
 		}
 		a.pages.run()
-		for _, s := range a.sites {
+		for s := range a.inMemory() {
 			if v := s.view(); v.Blocks() {
 				s.renderPages(v) // so that no visitor has to
 			}
@@ -139,6 +139,7 @@ func (a *App) Start() error {
 // Stop warns of what the config that takes over does not keep closed. The app's
 // work ends with its context.
 func (a *App) Stop() error {
+	a.ended.Store(true)
 	for _, s := range a.servers {
 		s.stop() // before the load is answered; the server's own word comes later
 	}
@@ -147,7 +148,7 @@ func (a *App) Stop() error {
 		if next.hasReport() {
 			a.leaveStorage(next)
 		} else {
-			go a.leaveWhenIdle()
+			go a.leaveWhenIdle(slices.Collect(a.inMemory()))
 		}
 	} // else Caddy is stopping, or this config has failed
 	return nil
@@ -156,6 +157,7 @@ func (a *App) Stop() error {
 // Cleanup removes the report if no config runs any more, or if this one has failed before it
 // ran and no other one reports.
 func (a *App) Cleanup() error {
+	a.leaveSites()
 	next, err := runningApp()
 	switch failed := !a.running.Load(); {
 	case err != nil || failed && !next.hasReport():
@@ -222,56 +224,10 @@ func (a *App) syncInterval() string {
 
 // Sites
 
-// join adds a handler to its site, which must be released. The record of a site that no
-// config that runs has read yet begins to be read.
-func (a *App) join(name string, initiallyOn bool) (*configuredSite, error) {
-	s, ok := a.sites[name]
-	if ok && s.initiallyOn != initiallyOn {
-		return nil, fmt.Errorf("initial_state: one handler of site %s says on and another does not; all of them must", name)
-	}
-	entry := sites.Acquire(name, time.Now())
-	if ok {
-		return s, nil
-	}
-	s = &configuredSite{
-		sharedSite:  entry.Value,
-		entry:       entry,
-		followed:    &store.Followed{Site: entry.Value.Site},
-		initiallyOn: initiallyOn,
-	}
-	a.sites[name] = s
-	if s.Current().Kind() == site.Loading {
-		// Also if another config reads it already: that one's storage may go with it.
-		a.loadLater(s)
-	}
-	return s, nil
-}
-
 // takeRead applies what another instance may have switched.
 func (a *App) takeRead(s *configuredSite, read site.Read) {
 	s.followed.Note(read)
 	a.publish(s, s.Apply(read, site.Cause{Source: site.SourceSync}, time.Now()))
-}
-
-// find returns the site of that name in the config.
-func (a *App) find(name string) (*configuredSite, error) {
-	if s, ok := a.sites[site.Fold(name)]; ok {
-		return s, nil
-	}
-	if len(a.sites) == 0 {
-		return nil, fmt.Errorf("unknown site %s; no site of the running config has a maintenance directive, "+
-			"such as: maintenance shop", site.Truncate(name))
-	}
-	var known []string
-	for _, s := range a.sorted() {
-		known = append(known, s.Name)
-	}
-	return nil, fmt.Errorf("unknown site %s; the sites of the running config are: %s", site.Truncate(name), strings.Join(known, ", "))
-}
-
-// sorted returns the config's sites by name.
-func (a *App) sorted() []*configuredSite {
-	return slices.SortedFunc(maps.Values(a.sites), func(x, y *configuredSite) int { return strings.Compare(x.Name, y.Name) })
 }
 
 // serverStop is what ends the holds of a server: stop closes stopping.

@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -21,6 +22,7 @@ import (
 	"go.uber.org/zap/zaptest/observer"
 
 	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 
 	"example.com/caddy-maintenance/internal/site"
 	"example.com/caddy-maintenance/internal/store"
@@ -35,9 +37,9 @@ const shopKey = "maintenance/sites/shop.json"
 //
 // G1, G3
 func TestSwitchDoesNotWaitForEverAndMayTakeEffectLate(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	inTimeOfEachKind(t, func(t *testing.T, k kind) {
 		storage := newTestStorage(t)
-		a, _ := newTestApp(t, storage, "shop", "wiki")
+		a, _ := newTestApp(t, storage, k.of("shop", "wiki")...)
 		hang, answer := hangOn("store", shopKey)
 		storage.setFault(hang)
 		const slow = "storing state of site shop: the storage did not answer within 10s; " +
@@ -63,7 +65,7 @@ func TestSwitchDoesNotWaitForEverAndMayTakeEffectLate(t *testing.T) {
 		}
 		a.expect(t, "shop", "off")
 		a.unload()
-		after, _ := newTestApp(t, storage, "shop")
+		after, _ := newTestApp(t, storage, k.of("shop")...)
 		after.expect(t, "shop", "off")
 		answer()
 		after.expect(t, "shop", "on")
@@ -75,9 +77,9 @@ func TestSwitchDoesNotWaitForEverAndMayTakeEffectLate(t *testing.T) {
 // What a sync reads during a switch is left to the switch. If that fails after all, the
 // record is read again at once, and not only when all are.
 func TestSwitchThatFailsOnceItIsStoredTakesEffectSoon(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	inTimeOfEachKind(t, func(t *testing.T, k kind) {
 		storage := newTestStorage(t)
-		a, _ := newTestApp(t, storage, "shop")
+		a, _ := newTestApp(t, storage, k.of("shop")...)
 		go newFollower(a).run()
 		time.Sleep(defaultSyncInterval)
 		storage.setFault(func(_ context.Context, op, key string) error {
@@ -127,6 +129,53 @@ func TestConfigLoadsWhileStorageHangs(t *testing.T) {
 	})
 }
 
+// A config of many sites loads in the time that it takes to read each record once, though
+// the follower begins meanwhile, which is to read all of them.
+//
+// G12
+func TestManyRecordsAreReadOnceWhenAConfigLoads(t *testing.T) {
+	const (
+		count = 40 * store.MaxReads
+		limit = count + count/4 // those that are read before the follower has begun are read again
+		delay = 20 * time.Millisecond
+	)
+	var literal []string
+	for i := range count {
+		literal = append(literal, fmt.Sprint("site", i))
+	}
+	for name, configured := range map[string][]string{"literal": literal, "template": {"{http.request.host}"}} {
+		synctest.Test(t, func(t *testing.T) {
+			storage := newTestStorage(t)
+			for _, name := range literal {
+				storage.set(store.Key(name), benchOn)
+			}
+			var reads atomic.Int64
+			storage.setFault(func(_ context.Context, op, key string) error {
+				if op == "load" && strings.HasPrefix(key, "maintenance/sites/") {
+					reads.Add(1)
+				}
+				time.Sleep(delay)
+				return nil
+			})
+			a, _ := newTestApp(t, storage, configured...)
+			for reads.Load() == 0 {
+				time.Sleep(delay)
+			}
+			began := time.Now()
+			go newFollower(a).run()
+			noError(t, a.loaded(t.Context()))
+			took := time.Since(began)
+			time.Sleep(2 * defaultSyncInterval)
+			if n := reads.Load(); n > limit || took > limit/store.MaxReads*delay {
+				t.Errorf("%s: %d records were read in %s, want %d", name, n, took, count)
+			}
+			for _, name := range literal {
+				a.expect(t, name, "on")
+			}
+		})
+	}
+}
+
 // What cannot be read stays as it is, and holds up nothing else. It is logged when that
 // begins and when it is over.
 //
@@ -147,9 +196,9 @@ func TestOutageOfTheStorageChangesNothingAndIsLoggedOnce(t *testing.T) {
 		"record fails":  {shopKey, fails, "on", ofOne},
 		"record hangs":  {shopKey, hangs, "on", ofOne},
 	} {
-		synctest.Test(t, func(t *testing.T) {
+		inTimeOfEachKind(t, func(t *testing.T, k kind) {
 			storage := newTestStorage(t)
-			a, log := newTestApp(t, storage, "shop", "wiki", "blog")
+			a, log := newTestApp(t, storage, k.of("shop", "wiki", "blog")...)
 			a.turnOn(t, "shop")
 			go newFollower(a).run()
 			time.Sleep(defaultSyncInterval)
@@ -165,7 +214,7 @@ func TestOutageOfTheStorageChangesNothingAndIsLoggedOnce(t *testing.T) {
 				time.Sleep(defaultSyncInterval)
 				a.expect(t, other, test.others)
 			}
-			time.Sleep(time.Minute)
+			time.Sleep(store.VerifyInterval + 10*defaultSyncInterval) // so that all are verified
 			wantEqual(t, name+", synced in time", time.Since(*lastSync.Load()) <= defaultSyncInterval, test.others == "on")
 			storage.setFault(nil)
 			time.Sleep(time.Minute)
@@ -174,8 +223,10 @@ func TestOutageOfTheStorageChangesNothingAndIsLoggedOnce(t *testing.T) {
 			}
 			lines := log.FilterMessageSnippet("be read")
 			expectLines(t, lines, test.logged...)
-			if got := lines.All()[0].ContextMap()["sites"]; got != nil && fmt.Sprint(got) != "[shop]" {
-				t.Errorf("%s: the log names %s", name, got)
+			for _, line := range lines.All() {
+				if got := line.ContextMap()["sites"]; got != nil && fmt.Sprint(got) != "[shop]" {
+					t.Errorf("%s: the log names %s", name, got)
+				}
 			}
 		})
 	}
@@ -191,9 +242,7 @@ func TestReloadDuringTheFirstReadBlocksNobody(t *testing.T) {
 		before, log := newTestApp(t, storage)
 		ctx, end := context.WithCancel(t.Context())
 		before.ctx.Context = ctx
-		if _, err := before.join("shop", false); err != nil {
-			t.Fatal(err)
-		}
+		before.joinAll(t, "shop")
 		synctest.Wait()
 		end()
 		before.expect(t, "shop", "unknown")
@@ -212,10 +261,11 @@ func TestReloadDuringTheFirstReadBlocksNobody(t *testing.T) {
 //
 // G3, G4
 func TestLostRecordIsWrittenAgain(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	inTimeOfEachKind(t, func(t *testing.T, k kind) {
 		storage := newTestStorage(t)
-		a, log := newTestApp(t, storage, "shop")
+		a, log := newTestApp(t, storage, k.of("shop")...)
 		go newFollower(a).run()
+		synctest.Wait() // else its first sync may meet the switch half way
 		a.turnOn(t, "shop")
 		time.Sleep(2 * defaultSyncInterval)
 		record, marker := storage.get(shopKey), storage.get(store.JournalKey)
@@ -226,7 +276,7 @@ func TestLostRecordIsWrittenAgain(t *testing.T) {
 		wantEqual(t, "others are told", storage.get(store.JournalKey) != marker, true)
 		expectLines(t, log, "maintenance enabled", "it has been written again")
 
-		shop := a.sites["shop"]
+		shop := a.site(t, "shop")
 		foundLost := func() {
 			reading := make(chan site.Read, 1)
 			reading <- site.Read{}
@@ -254,19 +304,19 @@ func TestLostRecordIsWrittenAgain(t *testing.T) {
 //
 // G3
 func TestSiteThatIsBeingRestoredIsNotForgotten(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	inTimeOfEachKind(t, func(t *testing.T, k kind) {
 		storage := newTestStorage(t)
-		before, _ := newTestApp(t, storage, "shop")
+		before, _ := newTestApp(t, storage, k.of("shop")...)
 		before.turnOn(t, "shop")
 		record := storage.get(shopKey)
 		_ = storage.Delete(t.Context(), shopKey)
 		hang, answer := hangOn("load", shopKey)
 		storage.setFault(hang)
-		go newFollower(before).restore(before.sites["shop"])
+		go newFollower(before).restore(before.site(t, "shop"))
 		synctest.Wait()
 		before.unload()
 		storage.setFault(nil)
-		after, _ := newTestApp(t, storage, "shop")
+		after, _ := newTestApp(t, storage, k.of("shop")...)
 		after.expect(t, "shop", "on")
 		answer()
 		after.expect(t, "shop", "on")
@@ -275,8 +325,8 @@ func TestSiteThatIsBeingRestoredIsNotForgotten(t *testing.T) {
 }
 
 func TestMaintenanceEndsByItself(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		a, log := newTestApp(t, newTestStorage(t), "shop", "wiki")
+	inTimeOfEachKind(t, func(t *testing.T, k kind) {
+		a, log := newTestApp(t, newTestStorage(t), k.of("shop", "wiki")...)
 		go newFollower(a).watchClock()
 		until := time.Now().Add(time.Minute)
 		options := fmt.Sprintf(`{"until": %q}`, until.Format(time.RFC3339Nano))
@@ -290,7 +340,7 @@ func TestMaintenanceEndsByItself(t *testing.T) {
 		time.Sleep(time.Second)
 		a.expect(t, "wiki", "on") // its end was cleared
 		expectLines(t, log, "maintenance enabled", "maintenance enabled", "maintenance options changed", "maintenance disabled")
-		wantEqual(t, "off since", a.sites["shop"].Current().Since().String(), until.UTC().String())
+		wantEqual(t, "off since", a.site(t, "shop").Current().Since().String(), until.UTC().String())
 		wantEqual(t, "cause", log.All()[3].ContextMap()["source"], "until")
 	})
 }
@@ -312,7 +362,6 @@ func newTestApp(t *testing.T, storage *testStorage, names ...string) (*App, *obs
 	a.fleet = store.NewFleet(a.store)
 	a.prepareReports(newReportState())
 	a.report.by = a
-	a.setAnnounced()
 	if err := a.store.Report(t.Context(), store.Report{}); err != nil {
 		t.Fatal(err)
 	}
@@ -322,22 +371,44 @@ func newTestApp(t *testing.T, storage *testStorage, names ...string) (*App, *obs
 		synctest.Wait()
 		lastSync.Store(synced)
 	})
-	for _, name := range names {
-		if _, err := a.join(name, false); err != nil {
-			t.Fatal(err)
-		}
+	if len(names) > 0 {
+		a.joinAll(t, names...)
 	}
 	synctest.Wait()
 	return a, log
 }
 
+// joinAll adds the sites of these names, as all handlers of a config do before it starts.
+func (a *App) joinAll(t *testing.T, names ...string) {
+	t.Helper()
+	for _, name := range names {
+		if _, err := a.join(parseName(name), false); err != nil {
+			t.Fatal(err)
+		}
+	}
+	a.setAnnounced()
+}
+
 // unload releases the sites, as the handlers of a config that goes do.
 func (a *App) unload() {
 	synctest.Wait()
+	a.leaveSites()
 	for _, s := range a.sites {
 		releaseSite(s.entry)
 	}
 	clear(a.sites)
+	a.templates = nil
+}
+
+// site returns a site as it is for now. One that was never switched and that a template makes
+// is another one each time.
+func (a *App) site(t *testing.T, name string) *configuredSite {
+	t.Helper()
+	entry := sites.Need(name, true)
+	if entry == nil {
+		t.Fatalf("no site %s", name)
+	}
+	return a.follow(entry, func(*store.Followed) {})
 }
 
 func (a *App) put(t *testing.T, name, options string) error {
@@ -354,14 +425,19 @@ func (a *App) switchTo(t *testing.T, name string, mutation func(site.Given) site
 	t.Helper()
 	given, err := optionParser().Body([]byte("{" + strings.Trim(options, "{}") + "}"))
 	noError(t, err)
-	return a.switchSite(a.sites[name], mutation(given), site.Cause{Source: site.SourceAPI})
+	if entry := sites.Need(name, true); entry != nil {
+		defer letSiteGo(entry) // as the admin API does
+	}
+	return a.switchSite(a.site(t, name), mutation(given), site.Cause{Source: site.SourceAPI})
 }
 
 // expect fails the test unless the site is in that state when all is quiet.
 func (a *App) expect(t *testing.T, name, want string) {
 	t.Helper()
 	synctest.Wait()
-	if v := a.sites[name].view(); v.Word() != want {
+	s := a.site(t, name)
+	synctest.Wait() // it may have been brought into memory
+	if v := s.view(); v.Word() != want {
 		t.Errorf("site %s is %s, want %s", name, v.Word(), want)
 	}
 }
@@ -383,57 +459,61 @@ func expectLines(t *testing.T, log *observer.ObservedLogs, parts ...string) {
 
 // G3, G4
 func TestSwitchThatFailsSaysSoAndChangesNothing(t *testing.T) {
-	const (
-		perhaps = "storing state of site shop: disk full; " +
-			"the switch may still take effect if the storage was only slow: repeat it to be sure"
-		nothing = "reading state of site shop: disk full; nothing has changed, repeat it when the storage answers"
-	)
-	s := start(t, `maintenance shop`)
-	s.put("shop", `{"message": "Old."}`)
-	for _, test := range []struct{ method, body, op, key, want string }{
-		{"PUT", "", "load", shopKey, nothing},
-		{"PUT", "", "store", shopKey, perhaps},
-		{"PATCH", "{}", "store", shopKey, perhaps},
-		{"DELETE", "", "load", shopKey, nothing},
-		{"DELETE", "", "store", shopKey, perhaps},
-		{"DELETE", "", "store", store.JournalKey, perhaps}, // others could not notice
-	} {
-		s.storage.setFault(failOn(test.op, test.key))
-		response := s.api(test.method, "/maintenance/shop", test.body)
-		wantEqual(t, test.method, fmt.Sprint(response.StatusCode, decode(t, response.body)["error"]), "500"+test.want)
-		s.wantStatus("/", 503)
-		wantEqual(t, "message", s.status("shop")["message"], "Old.")
-		if record := s.storage.get(shopKey); test.key == shopKey && !strings.Contains(record, "Old.") {
-			t.Errorf("after a failed %s the record is %s", test.op, record)
+	ofEachKind(t, func(t *testing.T, k kind) {
+		const (
+			perhaps = "storing state of site shop: disk full; " +
+				"the switch may still take effect if the storage was only slow: repeat it to be sure"
+			nothing = "reading state of site shop: disk full; nothing has changed, repeat it when the storage answers"
+		)
+		s := k.start(t, `maintenance shop`)
+		s.put("shop", `{"message": "Old."}`)
+		for _, test := range []struct{ method, body, op, key, want string }{
+			{"PUT", "", "load", shopKey, nothing},
+			{"PUT", "", "store", shopKey, perhaps},
+			{"PATCH", "{}", "store", shopKey, perhaps},
+			{"DELETE", "", "load", shopKey, nothing},
+			{"DELETE", "", "store", shopKey, perhaps},
+			{"DELETE", "", "store", store.JournalKey, perhaps}, // others could not notice
+		} {
+			s.storage.setFault(failOn(test.op, test.key))
+			response := s.api(test.method, "/maintenance/shop", test.body)
+			wantEqual(t, test.method, fmt.Sprint(response.StatusCode, decode(t, response.body)["error"]), "500"+test.want)
+			s.wantStatus("/", 503)
+			wantEqual(t, "message", s.status("shop")["message"], "Old.")
+			if record := s.storage.get(shopKey); test.key == shopKey && !strings.Contains(record, "Old.") {
+				t.Errorf("after a failed %s the record is %s", test.op, record)
+			}
 		}
-	}
-	s.storage.setFault(nil)
-	s.delete("shop")
-	s.wantStatus("/", 200)
+		s.storage.setFault(nil)
+		s.delete("shop")
+		s.wantStatus("/", 200)
+	})
 }
 
 // A switch is carried through when its client goes, and when a reload takes its config.
 func TestSwitchUnderWayIsCarriedThrough(t *testing.T) {
-	s := start(t, `maintenance shop`)
-	for _, meanwhile := range []func(leave func()){
-		func(leave func()) { leave() },
-		func(func()) { s.reload("maintenance shop\nheader X-Config new") },
-	} {
-		fault, storing, answer := pauseOn("store", shopKey)
-		s.storage.setFault(fault)
-		ctx, leave := context.WithCancel(t.Context())
-		request := httptest.NewRequestWithContext(ctx, http.MethodPut, "/maintenance/shop", nil)
-		var switching sync.WaitGroup
-		switching.Go(func() { _ = (adminAPI{}).serve(httptest.NewRecorder(), request) })
-		<-storing
-		meanwhile(leave)
-		answer()
-		switching.Wait()
-		s.wantState("shop", "on")
-		s.storage.setFault(nil)
-		leave()
-		s.delete("shop")
-	}
+	ofEachKind(t, func(t *testing.T, k kind) {
+		s := k.start(t, `maintenance shop`)
+		for _, meanwhile := range []func(leave func()){
+			func(leave func()) { leave() },
+			func(func()) { s.reload("maintenance shop\nheader X-Config new") },
+		} {
+			fault, storing, answer := pauseOn("store", shopKey)
+			s.storage.setFault(fault)
+			ctx, leave := context.WithCancel(t.Context())
+			request := httptest.NewRequestWithContext(ctx, http.MethodPut, "/maintenance/shop", nil)
+			var switching sync.WaitGroup
+			switching.Go(func() { _ = (adminAPI{}).serve(httptest.NewRecorder(), request) })
+			<-storing
+			meanwhile(leave)
+			answer()
+			switching.Wait()
+			s.wantState("shop", "on")
+			s.storage.setFault(nil)
+			leave()
+			s.delete("shop")
+		}
+	})
 }
 
 // G3
@@ -469,62 +549,155 @@ func TestSiteWhoseRecordCannotBeReadIsBlockedUntilItCanBe(t *testing.T) {
 //
 // G2, G3
 func TestStateSurvivesReloads(t *testing.T) {
-	s := start(t, `maintenance shop`)
-	s.put("shop", `{"message": "Hello."}`)
-	before, record := s.status("shop"), s.storage.get(shopKey)
-	s.reload(`maintenance shop`)
-	s.reload("header X-Changed yes\nmaintenance shop {\nretry_after 7m\ninitial_state off\n}")
-	s.wantStatus("/", 503)
-	if err := s.load("maintenance shop\nreverse_proxy {\nlb_policy nonsense\n}"); err == nil {
-		t.Fatal("a wrong config was loaded")
-	}
-	other := newTestStorage(t) // takes the place of the first one
-	other.set(shopKey, `{"version": 9000000000000000, "enabled": false}`)
-	for range 5 {
-		s.failLate(`maintenance shop`)
+	ofEachKind(t, func(t *testing.T, k kind) {
+		s := k.start(t, `maintenance shop`)
+		s.put("shop", `{"message": "Hello."}`)
+		before, record := s.status("shop"), s.storage.get(shopKey)
+		s.reload(`maintenance shop`)
+		s.reload("header X-Changed yes\nmaintenance shop {\nretry_after 7m\ninitial_state off\n}")
 		s.wantStatus("/", 503)
-	}
-	if n := other.stores.Load(); strings.Contains(other.get(shopKey), "true") {
-		t.Errorf("the failed config has stored %d values, among them %s", n, other.get(shopKey))
-	}
-	wantEqual(t, "Retry-After, as the last good config says", s.get("/").Header.Get("Retry-After"), "420")
-	s.storage = newTestStorage(t)
-	s.reload(`maintenance shop`)
-	wantEqual(t, "the state", fmt.Sprint(s.status("shop")), fmt.Sprint(before))
-	s.wantStatus("/", 503)
-	eventuallyEqual(t, "the record in the new storage", func() string { return s.storage.get(shopKey) }, record)
+		if err := s.load("maintenance shop\nreverse_proxy {\nlb_policy nonsense\n}"); err == nil {
+			t.Fatal("a wrong config was loaded")
+		}
+		other := newTestStorage(t) // takes the place of the first one
+		other.set(shopKey, `{"version": 9000000000000000, "enabled": false}`)
+		for range 5 {
+			s.failLate(`maintenance shop`)
+			s.wantStatus("/", 503)
+		}
+		if n := other.stores.Load(); strings.Contains(other.get(shopKey), "true") {
+			t.Errorf("the failed config has stored %d values, among them %s", n, other.get(shopKey))
+		}
+		wantEqual(t, "Retry-After, as the last good config says", s.get("/").Header.Get("Retry-After"), "420")
+		s.storage = newTestStorage(t)
+		s.reload(`maintenance shop`)
+		wantEqual(t, "the state", fmt.Sprint(s.status("shop")), fmt.Sprint(before))
+		s.wantStatus("/", 503)
+		eventuallyEqual(t, "the record in the new storage", func() string { return s.storage.get(shopKey) }, record)
+	})
 }
 
 func TestSiteThatReturnsToTheConfigIsReadAgain(t *testing.T) {
-	s := start(t, `maintenance shop`)
-	s.put("shop", "")
-	eventuallyEqual(t, "the app works", running(t).running.Load, true)
-	s.reload(``)
-	s.logged(`"warn"`, "has gone from the config", `"site":"shop"`)
-	// The server of the old config may still take a connection.
-	eventuallyEqual(t, "status", func() int { return s.get("/").StatusCode }, 200)
-	wantEqual(t, "the list", s.api(http.MethodGet, "/maintenance", "").body, "[]\n")
-	s.reload(`maintenance shop`)
-	s.wantStatus("/", 503)
-	s.logged(`"warn"`, "site is still in maintenance; `caddy maintenance off shop` ends it", `"site":"shop"`, `"since":`)
+	ofEachKind(t, func(t *testing.T, k kind) {
+		s := k.start(t, `maintenance shop`)
+		s.put("shop", "")
+		eventuallyEqual(t, "the app works", running(t).running.Load, true)
+		s.reload(``)
+		s.logged(`"warn"`, "has gone from the config", `"site":"shop"`)
+		// The server of the old config may still take a connection.
+		eventuallyEqual(t, "status", func() int { return s.get("/").StatusCode }, 200)
+		wantEqual(t, "the list", s.api(http.MethodGet, "/maintenance", "").body, "[]\n")
+		s.reload(`maintenance shop`)
+		s.wantStatus("/", 503)
+		s.logged(`"warn"`, "site is still in maintenance; `caddy maintenance off shop` ends it", `"site":"shop"`, `"since":`)
+	})
 }
 
 // G5, G10
 func TestRequestInFlightIsCountedThoughItsConfigHasGone(t *testing.T) {
-	directives := slowShop(t)
-	s := start(t, directives)
-	release, finished := s.slowRequest()
-	s.reload(``)
-	s.reload(directives)
-	s.drains(release, finished)
+	ofEachKind(t, func(t *testing.T, k kind) {
+		directives := slowShop(t)
+		s := k.start(t, directives)
+		release, finished := s.slowRequest()
+		s.reload(``)
+		s.reload(directives)
+		s.drains(release, finished)
 
-	// And the site is forgotten with its last request.
-	s.delete("shop")
-	release, finished = s.slowRequest()
-	s.reload(``)
-	release()
-	<-finished
-	noSiteIsLeft(t)
+		// And the site is forgotten with its last request.
+		s.delete("shop")
+		release, finished = s.slowRequest()
+		s.reload(``)
+		release()
+		<-finished
+		noSiteIsLeft(t)
+	})
+}
+
+// Who waits for the fleet is answered by the config that was asked. It still knows what is in
+// flight when a reload has replaced it.
+//
+// G5, G11
+func TestReloadDrainsNothing(t *testing.T) {
+	ofEachKind(t, func(t *testing.T, k kind) {
+		s := k.start(t, slowShop(t))
+		release, finished := s.slowRequest()
+		s.put("shop", "")
+		replaced := running(t)
+		answer := make(chan response, 1)
+		go func() {
+			got, _ := try(http.MethodGet, s.admin+"/maintenance/shop/instances?wait=1s", "", nil)
+			answer <- got
+		}()
+		s.reload("")
+		eventuallyEqual(t, "the config has ended", func() bool { return replaced.ctx.Err() != nil }, true)
+		if got := <-answer; strings.Contains(got.body, `"drained":true`) {
+			t.Errorf("while a request is in flight: %s", got.body)
+		}
+		release()
+		<-finished
+	})
+}
+
+// A request that comes late to the gate of a config that has ended is counted where the site is
+// by then.
+//
+// G5
+func TestLateRequestIsCounted(t *testing.T) {
+	ofEachKind(t, func(t *testing.T, k kind) {
+		arrived, goOn := make(chan struct{}), make(chan struct{})
+		early := testMiddleware(t, func(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler) error {
+			if r.URL.Path == "/slow" {
+				close(arrived)
+				<-goOn
+			}
+			return next.ServeHTTP(w, r)
+		})
+		directives := "route {\n" + early + "\n" + slowShop(t) + "\n}"
+		s := k.start(t, directives)
+		got := make(chan int, 1)
+		go func() { got <- ask(context.Background(), client, s.url+"/slow").StatusCode }()
+		<-arrived
+		s.reload("")
+		noSiteIsLeft(t)
+		s.reload(slowShop(t))
+		close(goOn)
+		release := <-slowRequests
+		s.put("shop", "")
+		s.await("shop", "in_flight", 1)
+		close(release)
+		wantEqual(t, "its status", <-got, 200)
+		s.await("shop", "in_flight", 0)
+	})
+}
+
+// A request that waits for the record does not wait for a config that has been replaced before
+// anything was read.
+func TestRequestDoesNotWaitForAConfigThatHasGone(t *testing.T) {
+	ofEachKind(t, func(t *testing.T, k kind) {
+		s := k.prepare(t)
+		answer := make(chan struct{})
+		s.storage.setFault(func(_ context.Context, op, _ string) error {
+			if op == "store" {
+				<-answer // before which nothing is read
+			}
+			return nil
+		})
+		s.reload("maintenance shop")
+		got := make(chan visited, 1)
+		go func() { got <- ask(context.Background(), client, s.url+"/") }()
+		waits := func() bool { return strings.Contains(stacks(), "(*Site).Ready") }
+		eventuallyEqual(t, "a request waits", waits, true)
+		s.reload("")
+		if v := <-got; v.StatusCode != 503 || v.Header.Get("Retry-After") != "1" {
+			t.Errorf("got %d %v", v.StatusCode, v.Header)
+		}
+		close(answer)
+	})
+}
+
+func stacks() string {
+	all := make([]byte, 1<<22)
+	return string(all[:runtime.Stack(all, true)])
 }
 
 // The site is looked up when the body has been read, and cannot become another one
@@ -532,25 +705,27 @@ func TestRequestInFlightIsCountedThoughItsConfigHasGone(t *testing.T) {
 //
 // G1
 func TestSwitchWithSlowBodyIsAboutTheSiteThatIsThere(t *testing.T) {
-	s := start(t, "maintenance shop")
-	conn, err := net.Dial("tcp", strings.TrimPrefix(s.admin, "http://"))
-	noError(t, err)
-	defer conn.Close()
-	fmt.Fprintf(conn, "PUT /maintenance/shop HTTP/1.1\r\nHost: %s\r\nContent-Length: 2\r\nExpect: 100-continue\r\n\r\n", conn.RemoteAddr())
-	reader := bufio.NewReader(conn)
-	if line, err := reader.ReadString('\n'); !strings.HasPrefix(line, "HTTP/1.1 100 ") {
-		t.Fatalf("got %q %v", line, err) // else the body is being waited for
-	}
-	s.reload("")
-	noSiteIsLeft(t)
-	s.reload("maintenance shop")
-	fmt.Fprint(conn, "{}")
-	_, _ = reader.ReadString('\n') // the empty line after 100
-	response, err := http.ReadResponse(reader, nil)
-	if err != nil || response.StatusCode != 200 {
-		t.Fatalf("PUT got %v %v, want 200", response, err)
-	}
-	s.wantStatus("/", 503)
+	ofEachKind(t, func(t *testing.T, k kind) {
+		s := k.start(t, "maintenance shop")
+		conn, err := net.Dial("tcp", strings.TrimPrefix(s.admin, "http://"))
+		noError(t, err)
+		defer conn.Close()
+		fmt.Fprintf(conn, "PUT /maintenance/shop HTTP/1.1\r\nHost: %s\r\nContent-Length: 2\r\nExpect: 100-continue\r\n\r\n", conn.RemoteAddr())
+		reader := bufio.NewReader(conn)
+		if line, err := reader.ReadString('\n'); !strings.HasPrefix(line, "HTTP/1.1 100 ") {
+			t.Fatalf("got %q %v", line, err) // else the body is being waited for
+		}
+		s.reload("")
+		noSiteIsLeft(t)
+		s.reload("maintenance shop")
+		fmt.Fprint(conn, "{}")
+		_, _ = reader.ReadString('\n') // the empty line after 100
+		response, err := http.ReadResponse(reader, nil)
+		if err != nil || response.StatusCode != 200 {
+			t.Fatalf("PUT got %v %v, want 200", response, err)
+		}
+		s.wantStatus("/", 503)
+	})
 }
 
 // From its look at the site to its answer, no reload makes a switch one of another site:
@@ -597,40 +772,44 @@ func (c askedContext) Done() <-chan struct{} {
 //
 // G1, G3, G5
 func TestSiteThatReturnsWhileInFlightIsReadAgain(t *testing.T) {
-	directives := slowShop(t)
-	s := start(t, directives)
-	s.delete("shop")
-	release, finished := s.slowRequest()
-	s.reload(``)
-	s.storage.set(shopKey, fmt.Sprintf(`{"version": %d, "enabled": true}`, time.Now().UnixMicro()))
-	hang, answer := hangOn("load", shopKey)
-	s.storage.setFault(hang)
-	s.reload(directives)
-	wantEqual(t, "kind, which requests wait for", siteNamed("shop").Current().Kind(), site.Loading)
-	answer()
-	s.wantStatus("/", 503)
+	ofEachKind(t, func(t *testing.T, k kind) {
+		directives := slowShop(t)
+		s := k.start(t, directives)
+		s.delete("shop")
+		release, finished := s.slowRequest()
+		s.reload(``)
+		s.storage.set(shopKey, fmt.Sprintf(`{"version": %d, "enabled": true}`, time.Now().UnixMicro()))
+		hang, answer := hangOn("load", shopKey)
+		s.storage.setFault(hang)
+		s.reload(directives)
+		wantEqual(t, "kind, which requests wait for", siteNamed("shop").Current().Kind(), site.Loading)
+		answer()
+		s.wantStatus("/", 503)
 
-	s.reload(``)
-	s.storage.setFault(failOn("load", shopKey))
-	s.reload(directives)
-	s.wantStatus("/", 503)
-	s.wantState("shop", "on")
-	wantEqual(t, "in_flight", s.status("shop")["in_flight"], 1.0)
-	release()
-	<-finished
+		s.reload(``)
+		s.storage.setFault(failOn("load", shopKey))
+		s.reload(directives)
+		s.wantStatus("/", 503)
+		s.wantState("shop", "on")
+		wantEqual(t, "in_flight", s.status("shop")["in_flight"], 1.0)
+		release()
+		<-finished
+	})
 }
 
 // G5
 func TestErrorRoutesAreInFlightToo(t *testing.T) {
-	s := prepare(t)
-	s.after = `handle_errors {
+	ofEachKind(t, func(t *testing.T, k kind) {
+		s := k.prepare(t)
+		s.after = `handle_errors {
 		reverse_proxy ` + upstream(t) + `
 	}`
-	s.reload(`
+		s.reload(`
 		maintenance shop
 		error /slow 502`)
-	release, finished := s.slowRequest()
-	s.drains(release, finished)
+		release, finished := s.slowRequest()
+		s.drains(release, finished)
+	})
 }
 
 // drains switches shop on, and fails the test unless its slow request is in flight until it
@@ -645,11 +824,13 @@ func (s *server) drains(release func(), finished <-chan int) {
 
 // A config that is only looked at stores nothing and starts nothing.
 func TestValidationHasNoSideEffects(t *testing.T) {
-	s := prepare(t)
-	s.storage.set(shopKey, `{"version": 1, "enabled": true}`)
-	noError(t, s.validate(`maintenance shop`))
-	wantEqual(t, "values stored", s.storage.stores.Load(), 0)
-	noSiteIsLeft(t)
+	ofEachKind(t, func(t *testing.T, k kind) {
+		s := k.prepare(t)
+		s.storage.set(shopKey, `{"version": 1, "enabled": true}`)
+		noError(t, s.validate(`maintenance shop`))
+		wantEqual(t, "values stored", s.storage.stores.Load(), 0)
+		noSiteIsLeft(t)
+	})
 }
 
 func TestAdminAPIWithoutConfigSaysSo(t *testing.T) {

@@ -342,91 +342,95 @@ func TestErrorDoesNotTellTheSecret(t *testing.T) {
 // Through the front door
 
 func TestLinkLetsItsVisitorIn(t *testing.T) {
-	app := newApp(t, func(w http.ResponseWriter, r *http.Request) {
-		if r.Header.Get("Upgrade") == "" {
-			panic(http.ErrAbortHandler)
+	ofEachKind(t, func(t *testing.T, k kind) {
+		app := newApp(t, func(w http.ResponseWriter, r *http.Request) {
+			if r.Header.Get("Upgrade") == "" {
+				panic(http.ErrAbortHandler)
+			}
+			conn, _, err := http.NewResponseController(w).Hijack()
+			if err != nil {
+				return
+			}
+			defer conn.Close()
+			_, _ = io.WriteString(conn, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\nhello")
+		})
+		s := k.prepare(t)
+		s.after = "handle_errors {\nmaintenance shop\nheader Cache-Control public\nrespond Sorry. {err.status_code}\n}"
+		s.reload("log\nmaintenance shop\nheader {\n-Server\nCache-Control public\n}\nhandle /proxied {\nreverse_proxy " + app + "\n}")
+		if got := s.put("shop", withSecret)["bypass_secret"]; got != true {
+			t.Errorf("bypass_secret is %v, want true", got)
 		}
-		conn, _, err := http.NewResponseController(w).Hijack()
-		if err != nil {
-			return
+		s.wantStatus("/", 503)
+		link := s.get("/cart" + testLink)
+		if got := link.Header.Get("Location"); link.StatusCode != 303 || got != "/cart/" {
+			t.Errorf("got %d %q, want 303 /cart/", link.StatusCode, got)
 		}
-		defer conn.Close()
-		_, _ = io.WriteString(conn, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\nhello")
+		s.logged(`"bypass granted"`, `"site":"shop"`, `"client":"127.0.0.1"`)
+		cookie, _, _ := strings.Cut(link.Header.Get("Set-Cookie"), ";")
+		for path, want := range map[string]int{"/": 200, "/proxied": 502} {
+			got := s.do(http.MethodGet, path, http.Header{"Cookie": {cookie}})
+			if got.StatusCode != want || got.Header.Get("Cache-Control") != "private, no-store" {
+				t.Errorf("%s got %d %v", path, got.StatusCode, got.Header)
+			}
+		}
+		conn := s.dial("GET /proxied HTTP/1.1\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nCookie: " + cookie + "\r\n\r\n")
+		got, err := io.ReadAll(conn)
+		if err != nil || !strings.HasPrefix(string(got), "HTTP/1.1 101 ") || !strings.HasSuffix(string(got), "hello") {
+			t.Errorf("got %q %v", got, err)
+		}
+		s.wantStatus("/", 503)
 	})
-	s := prepare(t)
-	s.after = "handle_errors {\nmaintenance shop\nheader Cache-Control public\nrespond Sorry. {err.status_code}\n}"
-	s.reload("log\nmaintenance shop\nheader {\n-Server\nCache-Control public\n}\nhandle /proxied {\nreverse_proxy " + app + "\n}")
-	if got := s.put("shop", withSecret)["bypass_secret"]; got != true {
-		t.Errorf("bypass_secret is %v, want true", got)
-	}
-	s.wantStatus("/", 503)
-	link := s.get("/cart" + testLink)
-	if got := link.Header.Get("Location"); link.StatusCode != 303 || got != "/cart/" {
-		t.Errorf("got %d %q, want 303 /cart/", link.StatusCode, got)
-	}
-	s.logged(`"bypass granted"`, `"site":"shop"`, `"client":"127.0.0.1"`)
-	cookie, _, _ := strings.Cut(link.Header.Get("Set-Cookie"), ";")
-	for path, want := range map[string]int{"/": 200, "/proxied": 502} {
-		got := s.do(http.MethodGet, path, http.Header{"Cookie": {cookie}})
-		if got.StatusCode != want || got.Header.Get("Cache-Control") != "private, no-store" {
-			t.Errorf("%s got %d %v", path, got.StatusCode, got.Header)
-		}
-	}
-	conn := s.dial("GET /proxied HTTP/1.1\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nCookie: " + cookie + "\r\n\r\n")
-	got, err := io.ReadAll(conn)
-	if err != nil || !strings.HasPrefix(string(got), "HTTP/1.1 101 ") || !strings.HasSuffix(string(got), "hello") {
-		t.Errorf("got %q %v", got, err)
-	}
-	s.wantStatus("/", 503)
 }
 
 // G8
 func TestNeitherSecretNorCookieIsTold(t *testing.T) {
-	const marker, directives = "Tell-Nobody", "log\nmaintenance shop\nhandle /dead {\nreverse_proxy 127.0.0.1:1\n}"
-	s := start(t, directives)
-	answers := s.api("PUT", "/maintenance/shop", withSecret).body
-	cookie := s.get("/x" + testLink).Cookies()[0]
-	for _, path := range []string{"/", "/dead"} {
-		s.do("GET", path, http.Header{"Cookie": {cookie.Name + "=" + cookie.Value}})
-	}
-	s.do("HEAD", testLink, nil)
-	s.do("POST", "/x"+testLink+"//y", nil)
-	s.logged("http.log.access", `"uri":"/dead"`)
-	for _, bad := range []string{
-		`{"bypass_secret": "` + marker + `"}`,
-		`{"bypass_secret": "` + strings.Repeat(marker, 20) + `"}`,
-		`{"bypass_secret": "` + marker + ` with spaces!"}`,
-		`{"bypass_secret": ["` + marker + `"]}`,
-		`{"bypass_secret": {"` + marker + `": 1}}`,
-		`{"bypass_secret": 1234567890123456789}`,
-		`{"bypass_secret": "` + marker + `", "colour": "red"}`,
-		`{"bypass_secret": "` + marker + `-0123456789", "hold": 5}`,
-		`{"secret": "` + marker + `-0123456789"}`,
-		`{"bypass_secret": "` + marker + `-0123456789"`,
-		`"` + marker + `-0123456789"`,
-		`{"bypass_secret": "` + marker + "\xff" + `"}`,
-	} {
-		for _, method := range []string{"PUT", "PATCH"} {
-			answer := s.api(method, "/maintenance/shop", bad)
-			if answer.StatusCode != 400 {
-				t.Errorf("%s %s got %d", method, bad, answer.StatusCode)
+	ofEachKind(t, func(t *testing.T, k kind) {
+		const marker, directives = "Tell-Nobody", "log\nmaintenance shop\nhandle /dead {\nreverse_proxy 127.0.0.1:1\n}"
+		s := k.start(t, directives)
+		answers := s.api("PUT", "/maintenance/shop", withSecret).body
+		cookie := s.get("/x" + testLink).Cookies()[0]
+		for _, path := range []string{"/", "/dead"} {
+			s.do("GET", path, http.Header{"Cookie": {cookie.Name + "=" + cookie.Value}})
+		}
+		s.do("HEAD", testLink, nil)
+		s.do("POST", "/x"+testLink+"//y", nil)
+		s.logged("http.log.access", `"uri":"/dead"`)
+		for _, bad := range []string{
+			`{"bypass_secret": "` + marker + `"}`,
+			`{"bypass_secret": "` + strings.Repeat(marker, 20) + `"}`,
+			`{"bypass_secret": "` + marker + ` with spaces!"}`,
+			`{"bypass_secret": ["` + marker + `"]}`,
+			`{"bypass_secret": {"` + marker + `": 1}}`,
+			`{"bypass_secret": 1234567890123456789}`,
+			`{"bypass_secret": "` + marker + `", "colour": "red"}`,
+			`{"bypass_secret": "` + marker + `-0123456789", "hold": 5}`,
+			`{"secret": "` + marker + `-0123456789"}`,
+			`{"bypass_secret": "` + marker + `-0123456789"`,
+			`"` + marker + `-0123456789"`,
+			`{"bypass_secret": "` + marker + "\xff" + `"}`,
+		} {
+			for _, method := range []string{"PUT", "PATCH"} {
+				answer := s.api(method, "/maintenance/shop", bad)
+				if answer.StatusCode != 400 {
+					t.Errorf("%s %s got %d", method, bad, answer.StatusCode)
+				}
+				answers += answer.body
 			}
-			answers += answer.body
 		}
-	}
-	s.storage.setFault(failOn("store", shopKey))
-	answers += s.api("PUT", "/maintenance/shop", withSecret).body
-	s.storage.setFault(nil)
-	answers += s.api("GET", "/maintenance", "").body
-	answers += s.api("GET", "/metrics", "").body
-	s.reload(directives + "\nheader X-Config new")
-	answers += s.api("DELETE", "/maintenance/shop", "").body
+		s.storage.setFault(failOn("store", shopKey))
+		answers += s.api("PUT", "/maintenance/shop", withSecret).body
+		s.storage.setFault(nil)
+		answers += s.api("GET", "/maintenance", "").body
+		answers += s.api("GET", "/metrics", "").body
+		s.reload(directives + "\nheader X-Config new")
+		answers += s.api("DELETE", "/maintenance/shop", "").body
 
-	for _, secret := range []string{testSecret, cookie.Value, marker, "1234567890123456789"} {
-		if strings.Contains(answers, secret) || s.countLogged(secret) > 0 {
-			t.Errorf("%s is in the log, or the API has answered it: %s", secret, answers)
+		for _, secret := range []string{testSecret, cookie.Value, marker, "1234567890123456789"} {
+			if strings.Contains(answers, secret) || s.countLogged(secret) > 0 {
+				t.Errorf("%s is in the log, or the API has answered it: %s", secret, answers)
+			}
 		}
-	}
+	})
 }
 
 // Whatever a visitor sends

@@ -37,8 +37,8 @@ func init() {
 //	    initial_state on|off
 //	}
 //
-// A bypass may be given more than once: what matches any of them is let
-// through.
+// A site may contain placeholders, such as {host}: each value is a site of its own. A bypass
+// may be given more than once: what matches any of them is let through.
 func parseDirective(h httpcaddyfile.Helper) (caddyhttp.MiddlewareHandler, error) {
 	h.Next() // consume directive name
 	if !h.NextArg() {

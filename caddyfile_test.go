@@ -50,6 +50,10 @@ func TestCaddyfileBecomesJSON(t *testing.T) {
 			t.Errorf("got\n%s\nwant it to contain\n%s", got, want)
 		}
 	}
+	got, err = adapt(":8080 {\nmaintenance shop-{labels.2}\n}")
+	if err != nil || !strings.Contains(got, `"site":"shop-{http.request.host.labels.2}"`) {
+		t.Errorf("got %s %v", got, err)
+	}
 	got, err = adapt("{\nmaintenance {\nsync_interval off\n}\n}\n:8080")
 	if err != nil || !strings.Contains(got, `"maintenance":{"sync_interval":-1}`) {
 		t.Errorf("got %s %v", got, err)
@@ -87,7 +91,7 @@ func TestWrongCaddyfileIsRefused(t *testing.T) {
 			"maintenance {\nretry_after 5m\n}": noName,
 			`maintenance shop blog`: `maintenance takes one site name, and "blog" is left over; ` +
 				`sites that are to be switched together carry the same name, at Caddyfile:2`,
-			`maintenance "my shop"`: `site: "my shop" given, accepted are 1 to 64 of a-z 0-9 . - _ : *, beginning with a letter, digit or *; ` +
+			`maintenance "my shop"`: `site: "my shop" given, accepted are 1 to 64 of a-z 0-9 . - _ : *, beginning with a letter, digit or *, and placeholders such as {host}; ` +
 				`a hostname makes a good name, at Caddyfile:2`,
 			`maintenance ON`:              `site: "ON" given, which would read as a command; a hostname makes a good name, at Caddyfile:2`,
 			`maintenance @undefined shop`: `unrecognized matcher name: @undefined`,

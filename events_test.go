@@ -207,68 +207,74 @@ const (
 // A config that is loaded or fails tells nobody; the running one tells of what came
 // meanwhile.
 func TestChangesAreEmittedOnce(t *testing.T) {
-	s := prepare(t)
-	handled := s.handleEvents()
-	s.reload("maintenance shop")
-	s.put("shop", `{"message": "Back at three.", "until": "2999-01-01T00:00:00Z", "bypass_secret": "`+testSecret+`"}`)
-	s.put("shop", `{"message": "Back at four."}`) // no change of what is on
-	s.patch("shop", `{"message": "Back at five."}`)
-	s.delete("shop")
-	s.delete("shop")
-	handled.expect(t, `maintenance_enabled maintenance shop "Back at three." "2999-01-01T00:00:00Z" api`,
-		`maintenance_disabled maintenance shop "Back at five." "" api`)
-	for range 3 {
+	ofEachKind(t, func(t *testing.T, k kind) {
+		s := k.prepare(t)
+		handled := s.handleEvents()
 		s.reload("maintenance shop")
-		s.failLate("maintenance shop")
-		s.put("shop", "")
+		s.put("shop", `{"message": "Back at three.", "until": "2999-01-01T00:00:00Z", "bypass_secret": "`+testSecret+`"}`)
+		s.put("shop", `{"message": "Back at four."}`) // no change of what is on
+		s.patch("shop", `{"message": "Back at five."}`)
 		s.delete("shop")
-	}
-	for range 3 {
-		handled.expect(t, plainEnabled, plainDisabled)
-	}
+		s.delete("shop")
+		handled.expect(t, `maintenance_enabled maintenance shop "Back at three." "2999-01-01T00:00:00Z" api`,
+			`maintenance_disabled maintenance shop "Back at five." "" api`)
+		for range 3 {
+			s.reload("maintenance shop")
+			s.failLate("maintenance shop")
+			s.put("shop", "")
+			s.delete("shop")
+		}
+		for range 3 {
+			handled.expect(t, plainEnabled, plainDisabled)
+		}
+	})
 }
 
 // A handler that asks for the state, or switches back, meets a switch that is done. One
 // that panics is not Caddy's end, and the next event is told.
 func TestHandlersAreToldAfterTheAnswer(t *testing.T) {
-	s := prepare(t)
-	handled := s.handleEvents()
-	states := make(chan any, 2)
-	handled.before = func(event string) {
-		states <- s.status("shop")["state"]
-		if event == plainEnabled {
-			panic("out of order")
+	ofEachKind(t, func(t *testing.T, k kind) {
+		s := k.prepare(t)
+		handled := s.handleEvents()
+		states := make(chan any, 2)
+		handled.before = func(event string) {
+			states <- s.status("shop")["state"]
+			if event == plainEnabled {
+				panic("out of order")
+			}
 		}
-	}
-	s.reload("maintenance shop")
-	s.put("shop", "")
-	s.logged("event handler has panicked", "out of order", `"site":"shop"`)
-	s.delete("shop")
-	handled.expect(t, plainDisabled)
-	if first, second := <-states, <-states; first != "on" || second != "off" {
-		t.Errorf("handlers saw the states %s and %s, want on and off", first, second)
-	}
+		s.reload("maintenance shop")
+		s.put("shop", "")
+		s.logged("event handler has panicked", "out of order", `"site":"shop"`)
+		s.delete("shop")
+		handled.expect(t, plainDisabled)
+		if first, second := <-states, <-states; first != "on" || second != "off" {
+			t.Errorf("handlers saw the states %s and %s, want on and off", first, second)
+		}
+	})
 }
 
 // A reload while a handler is at work ends neither that nor the handlers after it.
 func TestReloadDoesNotEndTheTelling(t *testing.T) {
-	s := prepare(t)
-	handled := s.handleEvents()
-	s.options = strings.Replace(s.options, "events {", "events {\non maintenance_enabled maintenance_test", 1) // one more
-	begun, reloaded := make(chan struct{}, 2), make(chan struct{})
-	handled.before = func(string) {
-		begun <- struct{}{}
-		<-reloaded
-	}
-	s.reload("maintenance shop")
-	s.put("shop", "")
-	<-begun
-	s.reload("maintenance shop\nheader X-Config new")
-	close(reloaded)
-	handled.expect(t, plainEnabled, plainEnabled)
-	if n := s.countLogged("context canceled"); n > 0 {
-		t.Errorf("%d handlers were canceled", n)
-	}
+	ofEachKind(t, func(t *testing.T, k kind) {
+		s := k.prepare(t)
+		handled := s.handleEvents()
+		s.options = strings.Replace(s.options, "events {", "events {\non maintenance_enabled maintenance_test", 1) // one more
+		begun, reloaded := make(chan struct{}, 2), make(chan struct{})
+		handled.before = func(string) {
+			begun <- struct{}{}
+			<-reloaded
+		}
+		s.reload("maintenance shop")
+		s.put("shop", "")
+		<-begun
+		s.reload("maintenance shop\nheader X-Config new")
+		close(reloaded)
+		handled.expect(t, plainEnabled, plainEnabled)
+		if n := s.countLogged("context canceled"); n > 0 {
+			t.Errorf("%d handlers were canceled", n)
+		}
+	})
 }
 
 // noEventIsLeft waits until the events of other tests have been emitted.

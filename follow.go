@@ -36,13 +36,9 @@ type follower struct {
 }
 
 func newFollower(a *App) *follower {
-	f := &follower{App: a, reports: make(chan store.Report, 1), Follower: store.Follower{
-		Store: a.store, Sites: make(map[string]*store.Followed), Fleet: a.fleet, Interval: time.Duration(a.SyncInterval),
+	return &follower{App: a, reports: make(chan store.Report, 1), Follower: store.Follower{
+		Store: a.store, Sites: followedSites{a}, Fleet: a.fleet, Interval: time.Duration(a.SyncInterval),
 	}}
-	for name, s := range a.sites {
-		f.Sites[name] = s.followed
-	}
-	return f
 }
 
 // run looks for switches of other instances until the config ends.
@@ -135,15 +131,30 @@ func (f *follower) readAgain(list []*store.Followed) {
 	var reads sync.WaitGroup
 	var mu sync.Mutex
 	var restored []string
-	for _, followed := range list {
-		reading := f.store.Read(f.ctx, followed.Site)
+	var read func(s *configuredSite)
+	read = func(s *configuredSite) {
+		if s.isTemplate() {
+			listing := f.store.List(f.ctx, s.Site, f.memory.Sites(f.storageID))
+			reads.Go(func() {
+				for _, found := range f.applyListing(s, <-listing) {
+					read(found)
+				}
+			})
+			return
+		}
+		reading := f.store.Read(f.ctx, s.Site)
 		reads.Go(func() {
-			if s := f.sites[followed.Name]; f.applyRead(s, <-reading) {
+			if f.applyRead(s, <-reading) {
 				mu.Lock()
 				defer mu.Unlock()
 				restored = append(restored, s.Name)
 			}
 		})
+	}
+	for _, followed := range list {
+		if s := f.lookup(followed.Name); s != nil {
+			read(s)
+		} // else its config has gone
 	}
 	reads.Wait()
 	f.saveMemory()
@@ -157,8 +168,40 @@ func (f *follower) readAgain(list []*store.Followed) {
 		return // the storage has lost so much that others have noticed
 	}
 	for _, name := range restored {
-		f.store.AddEntry(f.ctx, f.Sites[name].Site)
+		if s := f.lookup(name); s != nil {
+			f.store.AddEntry(f.ctx, s.Site)
+		}
 	}
+}
+
+// applyListing brings the sites of a template into memory that have a record and are not
+// there, and returns those that are to be read.
+func (f *follower) applyListing(t *configuredSite, l store.Listing) (found []*configuredSite) {
+	verified := t.followed.Verified()
+	for _, name := range l.Names {
+		if !t.entry.Name().Yields(name) || sites.Find(name) != nil {
+			continue
+		}
+		entry := sites.Need(name, true)
+		if entry == nil {
+			continue
+		}
+		isNew := false
+		s := f.follow(entry, func(s *store.Followed) {
+			if isNew = !s.Waits(); isNew { // else it is being loaded
+				s.Expect()
+			}
+			if verified {
+				s.Verify()
+			}
+		})
+		if isNew {
+			found = append(found, s)
+		}
+	}
+	f.takeList(t, l)
+	t.followed.Applied()
+	return found
 }
 
 // applyRead applies what is stored of a site, and reports whether the record had to be
@@ -167,6 +210,7 @@ func (f *follower) applyRead(s *configuredSite, read site.Read) (restored bool) 
 	before, verified := s.Current().Version(), s.followed.Verified()
 	f.takeRead(s, read)
 	s.followed.Applied()
+	defer sites.Tidy(s.entry)
 	switch {
 	case store.Lacks(read, s.Current()):
 		done, restored := f.restore(s)
@@ -210,18 +254,23 @@ func (f *follower) reportProgress() {
 	var r store.Report
 	var present []string
 	r.Applied, present, r.Behind, r.Absent = f.Progress()
+	r.Sites = make(map[string]store.Traffic)
 	for _, name := range present {
-		if f.sites[name].view().Blocks() {
-			r.Closed = append(r.Closed, name)
+		if !f.blocks(name) {
+			continue
+		}
+		r.Closed = append(r.Closed, name)
+		// If the site is not in memory, its template has its requests.
+		if t := (store.Traffic{InFlight: f.inFlightBeside(name)}); t != (store.Traffic{}) {
+			r.Sites[name] = t
 		}
 	}
-	r.Sites = make(map[string]store.Traffic)
-	for name, s := range f.sites {
+	for s := range f.inMemory() {
 		if !s.view().Blocks() {
 			continue
 		}
 		if t := (store.Traffic{InFlight: s.inFlight.Count(), Held: s.heldNow()}); t != (store.Traffic{}) {
-			r.Sites[name] = t
+			r.Sites[s.Name] = t
 		}
 	}
 	select {
@@ -272,7 +321,7 @@ func (f *follower) watchClock() {
 		case <-f.ctx.Done():
 			return
 		}
-		for _, s := range f.sites {
+		for s := range f.inMemory() {
 			if s.Current().Expired() {
 				f.publish(s, s.Expire(time.Now()))
 			}

@@ -2,6 +2,7 @@ package maintenance
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -15,6 +16,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -36,6 +38,7 @@ import (
 
 	"example.com/caddy-maintenance/internal/inflight"
 	"example.com/caddy-maintenance/internal/site"
+	"example.com/caddy-maintenance/internal/store"
 )
 
 func TestMain(m *testing.M) {
@@ -93,6 +96,58 @@ func startWorkers() (run func(work func(i int)), stop func()) {
 	return run, func() { over.Store(true); workers.Wait() }
 }
 
+// Sites by their names, and of templates
+
+// kind is how a config comes to its sites: it names them, or has templates that make their
+// names.
+type kind struct{ template bool }
+
+// anyHost is a template.
+const anyHost = "{http.request.host}"
+
+// ofEachKind runs a test with sites of each kind.
+func ofEachKind(t *testing.T, test func(t *testing.T, k kind)) {
+	t.Helper()
+	t.Run("name", func(t *testing.T) { test(t, kind{}) })
+	t.Run("template", func(t *testing.T) { test(t, kind{template: true}) })
+}
+
+func inTimeOfEachKind(t *testing.T, test func(t *testing.T, k kind)) {
+	t.Helper()
+	ofEachKind(t, func(t *testing.T, k kind) { synctest.Test(t, func(t *testing.T) { test(t, k) }) })
+}
+
+// of is how apps come to sites of the names given.
+func (k kind) of(names ...string) []string {
+	if k.template {
+		return []string{anyHost}
+	}
+	return names
+}
+
+func (k kind) start(t *testing.T, directives string) *server {
+	t.Helper()
+	s := k.prepare(t)
+	s.reload(directives)
+	return s
+}
+
+func (k kind) prepare(t *testing.T) *server {
+	s := prepare(t)
+	s.kind = k
+	return s
+}
+
+var namedGate = regexp.MustCompile(`maintenance (\S+ )?(shop|wiki|blog|closed|held|cut|other)\b`)
+
+// directives are those given, or have templates for names.
+func (k kind) directives(given string) string {
+	if k.template {
+		return namedGate.ReplaceAllString(given, "vars test_$2 $2\nmaintenance $1{vars.test_$2}")
+	}
+	return given
+}
+
 // Caddy
 
 // server is a Caddy that runs in this process, with storage in memory.
@@ -104,7 +159,9 @@ type server struct {
 	storage *testStorage
 	options string // global options of the next load
 	before  string // what precedes the site
+	address string // of the site; url if it is empty
 	after   string // directives that follow the app
+	kind    kind   // of the sites
 }
 
 // start runs a Caddy with one site that has the directives given and an app
@@ -117,7 +174,9 @@ func start(t *testing.T, directives string) *server {
 }
 
 func prepare(t *testing.T) *server {
-	t.Setenv("XDG_DATA_HOME", t.TempDir()) // what an earlier test knew
+	data, err := os.MkdirTemp(os.Getenv("HOME"), "data") // to which a Caddy that has stopped may still write
+	noError(t, err)
+	t.Setenv("XDG_DATA_HOME", data) // else an instance would know what it knew in an earlier test
 	s := &server{
 		t:       t,
 		url:     "http://" + freeAddress(t),
@@ -154,7 +213,7 @@ func (s *server) caddyfile(directives string) string {
 	respond "app"
 	%s
 }
-`, strings.TrimPrefix(s.admin, "http://"), s.t.Name(), s.log, s.options, s.before, s.url, directives, s.after)
+`, strings.TrimPrefix(s.admin, "http://"), s.t.Name(), s.log, s.options, s.before, cmp.Or(s.address, s.url), s.kind.directives(directives), s.kind.directives(s.after))
 }
 
 // reload loads a config as a reload in a running Caddy does.
@@ -260,7 +319,7 @@ func siteNamed(name string) *configuredSite {
 	if err != nil {
 		return nil
 	}
-	return app.sites[name]
+	return app.lookup(name)
 }
 
 // freeAddress returns an address that nothing listens on, and that is not given out
@@ -419,6 +478,28 @@ func (s *server) get(path string) response {
 func (s *server) do(method, path string, header http.Header) response {
 	s.t.Helper()
 	return send(s.t, method, s.url+path, "", header)
+}
+
+// visit sends a request such as "POST acme.test/x", with the header X-Tenant if more words
+// follow, and GET if it begins with none.
+func (s *server) visit(visit string, cookies ...string) response {
+	s.t.Helper()
+	words := strings.Fields(visit)
+	if strings.Contains(words[0], "/") {
+		words = slices.Insert(words, 0, http.MethodGet)
+	}
+	host, path, _ := strings.Cut(words[1], "/")
+	request, err := http.NewRequest(words[0], s.url+"/"+path, nil)
+	noError(s.t, err)
+	request.Host = host
+	request.Header["X-Tenant"] = words[2:]
+	request.Header["Cookie"] = cookies
+	var got visited
+	eventually(s.t, func() error {
+		got = roundTrip(client, request)
+		return got.err
+	})
+	return got.response
 }
 
 func (s *server) wantStatus(path string, want int) {
@@ -676,17 +757,24 @@ func (s *testStorage) Exists(_ context.Context, key string) bool { return s.get(
 func (s *testStorage) Lock(context.Context, string) error        { return nil }
 func (s *testStorage) Unlock(context.Context, string) error      { return nil }
 
+// lists is a fault of a storage that lists no other key.
+type lists string
+
+func (l lists) Error() string { return "only " + string(l) }
+
 func (s *testStorage) List(ctx context.Context, path string, _ bool) (keys []string, err error) {
-	if err := s.meet(ctx, "list", path); err != nil {
+	var only lists
+	if err := s.meet(ctx, "list", path); err != nil && !errors.As(err, &only) {
 		return nil, err
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for key := range s.values {
-		if strings.HasPrefix(key, path+"/") {
+		if strings.HasPrefix(key, path+"/") && (only == "" || key == string(only)) {
 			keys = append(keys, key)
 		}
 	}
+	slices.Sort(keys)
 	return keys, nil
 }
 
@@ -722,8 +810,8 @@ func (m *storageModule) CertMagicStorage() (certmagic.Storage, error) {
 
 // newTestSite is a site whose record has not been read yet.
 func newTestSite(name string) *configuredSite {
-	entry := site.NewPool(newSharedSite).Acquire(name, time.Now())
-	return &configuredSite{sharedSite: entry.Value, entry: entry}
+	entry := site.NewPool(newSharedSite).Acquire(parseName(name), time.Now())
+	return &configuredSite{app: new(App), sharedSite: entry.Value, entry: entry, followed: &store.Followed{Site: entry.Value.Site}}
 }
 
 // read has the site take a record as a sync does, or that there is none.
@@ -776,8 +864,16 @@ func sleep(duration string) {
 	time.Sleep(d)
 }
 
+func parseName(text string) *site.Name {
+	name, err := site.ParseName(text)
+	if err != nil {
+		panic(err)
+	}
+	return name
+}
+
 func gateOf(s *configuredSite) *Handler {
-	view, _ := s.viewOf(nil) // as of handlers without a page of their own
+	view := s.viewOf(nil) // as of handlers without a page of their own
 	return &Handler{site: s, view: view, RetryAfter: caddy.Duration(defaultRetryAfter), log: zap.NewNop(), cookieName: site.CookieName(s.Name)}
 }
 
@@ -790,7 +886,7 @@ func newClosedGate(name, options string) *Handler {
 }
 
 func admitOne(s *configuredSite) *inflight.Request {
-	_, req, _ := s.admit(gateOf(s), httptest.NewRecorder(), httptest.NewRequest(http.MethodGet, "/", nil))
+	_, req, _ := s.admit(gateOf(s), s.Name, httptest.NewRecorder(), httptest.NewRequest(http.MethodGet, "/", nil))
 	return req
 }
 

@@ -432,33 +432,35 @@ func TestConnectionIsFineAfterABodyThatEndsWithTheWait(t *testing.T) {
 //
 // G1
 func TestHeldRequestsReachTheAppOnceThroughTheConfigThatRuns(t *testing.T) {
-	const old, n = 8, 100
-	app := newWitness(t)
-	s := start(t, app.behind("maintenance shop"))
-	s.put("shop", `{"hold": "5m"}`)
-	answers, slow := s.hold(old), make(visits, old)
-	for i := range old {
-		slow.sendHalf(t, clients[i%2], s.url)
-	}
-	s.await("shop", "held", 2*old)
-
-	s.reload("header X-Config new\n" + app.behind("maintenance shop"))
-	for range old {
-		answers.expectPage(t, "1")
-		slow.expectPage(t, "1")
-	}
-	s.await("shop", "held", 0)
-	for _, client := range clients {
-		client.CloseIdleConnections() // to the server that has shut down
-	}
-	answers = s.hold(n)
-	app.expect(t, 0)
-	s.delete("shop")
-	for range n {
-		if got := answers.expectApp(t); got.Header.Get("X-Config") != "new" {
-			t.Error("a held request was released through a config that had been unloaded")
+	ofEachKind(t, func(t *testing.T, k kind) {
+		const old, n = 8, 100
+		app := newWitness(t)
+		s := k.start(t, app.behind("maintenance shop"))
+		s.put("shop", `{"hold": "5m"}`)
+		answers, slow := s.hold(old), make(visits, old)
+		for i := range old {
+			slow.sendHalf(t, clients[i%2], s.url)
 		}
-	}
-	app.expect(t, n)
-	s.await("shop", "held", 0)
+		s.await("shop", "held", 2*old)
+
+		s.reload("header X-Config new\n" + app.behind("maintenance shop"))
+		for range old {
+			answers.expectPage(t, "1")
+			slow.expectPage(t, "1")
+		}
+		s.await("shop", "held", 0)
+		for _, client := range clients {
+			client.CloseIdleConnections() // to the server that has shut down
+		}
+		answers = s.hold(n)
+		app.expect(t, 0)
+		s.delete("shop")
+		for range n {
+			if got := answers.expectApp(t); got.Header.Get("X-Config") != "new" {
+				t.Error("a held request was released through a config that had been unloaded")
+			}
+		}
+		app.expect(t, n)
+		s.await("shop", "held", 0)
+	})
 }

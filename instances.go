@@ -176,10 +176,14 @@ func (a *App) ownInstance(s *configuredSite) api.Instance {
 	if caddy.Exiting() {
 		own.State = api.InstanceStopping
 	}
-	for _, one := range a.sites {
-		if s == nil && one.view().Blocks() || one == s {
-			own.InFlight += one.inFlight.Count()
-			own.Held += one.heldNow()
+	if s != nil {
+		own.InFlight, own.Held = s.inFlight.Count(), s.heldNow()
+	} else {
+		for one := range a.inMemory() {
+			if one.view().Blocks() {
+				own.InFlight += one.inFlight.Count()
+				own.Held += one.heldNow()
+			}
 		}
 	}
 	own.Drained = s != nil && s.view().Blocks() && own.InFlight == 0

@@ -6,7 +6,6 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
-	"iter"
 	"path/filepath"
 	"sync"
 	"sync/atomic"
@@ -27,9 +26,17 @@ const maxAnnounce = 2 * time.Second
 
 // loading is the sites whose records have still to begin to be read for the first time.
 type loading struct {
-	mu    sync.Mutex
-	queue []*configuredSite
-	runs  bool
+	mu      sync.Mutex
+	queue   []*configuredSite
+	hurried []*configuredSite // those of the queue that requests wait for
+	loads   int               // how many are at work with the queue
+}
+
+// begin is called by who will call next until there is nothing left.
+func (l *loading) begin() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.loads++
 }
 
 // loadLater has the record of a site read. Until then requests for the site wait.
@@ -38,10 +45,36 @@ func (a *App) loadLater(s *configuredSite) {
 	defer a.loading.mu.Unlock()
 	s.followed.Wait()
 	a.loading.queue = append(a.loading.queue, s)
-	if !a.loading.runs {
-		a.loading.runs = true
+	if a.loading.loads == 0 {
+		a.loading.loads++
 		go a.loadQueue()
 	}
+}
+
+// hurry has the record of a site read before others, since a request waits for it.
+func (a *App) hurry(s *configuredSite) {
+	if s.hurried.Swap(true) {
+		return
+	}
+	a.loading.mu.Lock()
+	defer a.loading.mu.Unlock()
+	a.loading.hurried = append(a.loading.hurried, s)
+}
+
+// next returns the site that is to be read next, nil if there is none.
+func (l *loading) next() (s *configuredSite) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, list := range []*[]*configuredSite{&l.hurried, &l.queue} {
+		for len(*list) > 0 {
+			s, *list = (*list)[0], (*list)[1:]
+			if s.followed.Waits() {
+				return s
+			}
+		}
+	}
+	l.loads--
+	return nil
 }
 
 // loadQueue begins to read the records of sites until there are none left. The reads go on
@@ -51,47 +84,36 @@ func (a *App) loadLater(s *configuredSite) {
 // elsewhere either finds the report, and waits for this instance, or has stored the record
 // before it is read here.
 func (a *App) loadQueue() {
-	if a.SyncInterval > 0 {
-		select {
-		case <-a.announced:
-		case <-a.ctx.Done():
-			return // nobody has been let in by this config
-		}
+	select {
+	case <-a.announced: // which is also when all handlers have joined
+	case <-a.ctx.Done():
 	}
+	if a.ctx.Err() != nil {
+		return // nobody has been let in by this config
+	}
+	journal, _ := a.store.Journal(context.WithoutCancel(a.ctx)) // without which records are taken as they are
+	a.loadAll(journal)
+}
+
+// loadAll does so with the journal that has been read.
+func (a *App) loadAll(journal store.Journal) {
 	ctx := context.WithoutCancel(a.ctx)
-	for {
-		queue := a.loading.take()
-		if len(queue) == 0 {
-			return
-		}
-		// Without the journal, records are taken as they are.
-		_ = a.store.NoteJournal(ctx, sitesOf(queue))
-		for _, s := range queue {
-			if r := a.memory.Record(a.storageID, s.Name); r != nil {
-				s.Remember(r, time.Now())
-			}
-			reading := a.store.Read(ctx, s.Site)
+	for s := a.loading.next(); s != nil; s = a.loading.next() {
+		if s.isTemplate() {
+			closed := a.memory.Sites(a.storageID)
+			listing := a.store.List(ctx, s.Site, closed)
 			s.followed.Begin()
-			go a.load(s, reading)
+			a.bring(s, closed) // their requests need not wait for the list
+			go a.loadTemplate(s, listing, journal)
+			continue
 		}
-	}
-}
-
-func (l *loading) take() (queue []*configuredSite) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	queue, l.queue = l.queue, nil
-	l.runs = len(queue) > 0
-	return queue
-}
-
-func sitesOf(list []*configuredSite) iter.Seq[*site.Site] {
-	return func(yield func(*site.Site) bool) {
-		for _, s := range list {
-			if !yield(s.Site) {
-				return
-			}
+		s.NoteStored(journal.Version(s.Name))
+		if r := a.memory.Record(a.storageID, s.Name); r != nil {
+			s.Remember(r, time.Now())
 		}
+		reading := a.store.Read(ctx, s.Site)
+		s.followed.Begin()
+		go a.load(s, reading)
 	}
 }
 
@@ -99,9 +121,48 @@ func sitesOf(list []*configuredSite) iter.Seq[*site.Site] {
 func (a *App) load(s *configuredSite, reading <-chan site.Read) {
 	read := <-reading
 	a.takeRead(s, read)
+	if store.Lacks(read, s.Current()) {
+		s.followed.ReadAgain() // and restored, though the follower may have begun before the site was known
+	}
+	sites.Tidy(s.entry)
 	if kind := s.Current().Kind(); read.Err != nil && (kind == site.Unknown || kind == site.Invalid) {
 		a.log.Error("state of the site cannot be read; its requests are blocked until it can be, or until the site is switched",
 			zap.String("site", s.Name), zap.Error(read.Err))
+	}
+}
+
+// loadTemplate brings the sites of a template into memory that have a record, or should have.
+// Requests for all others wait until these are known.
+func (a *App) loadTemplate(t *configuredSite, listing <-chan store.Listing, journal store.Journal) {
+	l := <-listing
+	a.loading.begin() // so that nobody reads the journal again for these
+	a.bring(t, l.Names)
+	a.takeList(t, l)
+	if t.Current().Kind() == site.Unknown {
+		a.log.Error("sites cannot be listed; requests for those whose state is not known are blocked until they can be, or until the site is switched",
+			zap.String("site", t.Name), zap.Error(l.Err))
+	}
+	a.loadAll(journal)
+}
+
+// bring brings those of the sites into memory that a template makes.
+func (a *App) bring(t *configuredSite, names []string) {
+	for _, name := range names {
+		if !t.entry.Name().Yields(name) {
+			continue
+		}
+		if entry := sites.Need(name, false); entry != nil {
+			a.follow(entry, func(*store.Followed) {}) // which loads it, unless it is known
+		}
+	}
+}
+
+// takeList applies what listing the records has come to, when the sites that have one are in
+// memory. Those that have none need not be there any more.
+func (a *App) takeList(t *configuredSite, l store.Listing) {
+	a.takeRead(t, l.Read)
+	for entry := range sites.All() {
+		sites.Tidy(entry)
 	}
 }
 

@@ -11,6 +11,8 @@
 package maintenance
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"net/http"
 	"strings"
@@ -49,6 +51,14 @@ type Handler struct {
 	// is folded; not `on`, `off`, `run`, `page`, `instances`, `forget`, `status` or
 	// `help`, which are commands. Handlers that carry the same name are switched
 	// together. Required.
+	//
+	// It may contain placeholders, as in `{http.request.host}` or
+	// `shop-{http.request.host.labels.2}`: each value makes a site of its own, so that one
+	// handler serves any number of tenants. What is known when the config loads, such as
+	// `{env.NAME}`, is replaced then. Upper case in a value is folded, and a port and a
+	// trailing dot are removed. A request whose values make no valid name is one for a site
+	// that was never switched. Whoever sends a value, such as that of a header, chooses the
+	// site.
 	Site string `json:"site"`
 
 	// A custom page. A value that contains `://` or begins with `//` (which is read
@@ -78,10 +88,13 @@ type Handler struct {
 	// maintenance. An empty matcher set is an error. Default: none.
 	BypassRaw caddyhttp.RawMatcherSets `json:"bypass,omitempty" caddy:"namespace=http.matchers"`
 
-	// The state of a site that has never been switched: `on` or `off`. All handlers of a site must agree on it. Default: `off`.
+	// The state of a site that has never been switched: `on` or `off`. All handlers with the
+	// same name must agree on it. If several with placeholders can make the name of a site, the
+	// one with the most literal text counts. Default: `off`.
 	InitialState string `json:"initial_state,omitempty"`
 
-	site         *configuredSite
+	template     *Handler        // of which this is a copy, if it is one
+	site         *configuredSite // of a template, that which stands for the ones not in memory
 	log          *zap.Logger
 	cookieName   string
 	stopping     <-chan struct{} // closed when the config is unloaded
@@ -102,7 +115,7 @@ func (Handler) CaddyModule() caddy.ModuleInfo {
 
 // Provision checks the config and joins the handler to its site.
 func (h *Handler) Provision(ctx caddy.Context) error {
-	name, err := site.ParseName(h.Site)
+	name, err := site.ParseName(caddy.NewReplacer().ReplaceKnown(h.Site, ""))
 	if err != nil {
 		return err
 	}
@@ -144,7 +157,7 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 		return err
 	}
 	h.log = ctx.Logger()
-	h.cookieName = site.CookieName(name)
+	h.cookieName = site.CookieName(name.String())
 	if server, ok := ctx.Value(caddyhttp.ServerCtxKey).(*caddyhttp.Server); ok {
 		addErrorRoutes(server)
 		h.stopping = app.(*App).stopping(server)
@@ -154,9 +167,9 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 		h.view = app.(*App).pages.use(h.site, source, content)
 		return nil
 	}
-	h.view, _ = h.site.viewOf(nil)
+	h.view = h.site.viewOf(nil)
 	if h.Page != "" {
-		h.log.Info("page is empty; visitors get the default page", zap.String("site", name), zap.String("page", h.Page))
+		h.log.Info("page is empty; visitors get the default page", zap.String("site", name.String()), zap.String("page", h.Page))
 	}
 	return nil
 }
@@ -175,17 +188,41 @@ func (h *Handler) Cleanup() error {
 // ServeHTTP lets the request through, and counts it until it ends, unless the
 // site is in maintenance.
 func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler) error {
-	if h.site.Ready(r.Context()) != nil {
-		return clientLeft(w)
+	name := h.nameOf(r)
+	for {
+		own := h.of(name)
+		switch err := own.ready(r.Context()); {
+		case errors.Is(err, site.ErrStopped):
+			return own.block(w, r, own.site.view(), 1)
+		case err != nil:
+			return clientLeft(w)
+		}
+		v, req, admitted := own.site.admit(own, name, w, r)
+		if req != nil && h.site.app.ended.Load() {
+			keepCounted(own.site.entry, name)
+		}
+		switch {
+		case !h.serves(name, own):
+			if req != nil {
+				req.Done()
+			}
+			continue
+		case !admitted:
+			return own.serveClosed(w, r, next, v)
+		}
+		if replacer, ok := r.Context().Value(caddy.ReplacerCtxKey).(*caddy.Replacer); ok {
+			replacer.Map(noOutcome)
+		}
+		return own.enter(req, w, r, next)
 	}
-	v, req, admitted := h.site.admit(h, w, r)
-	if !admitted {
-		return h.serveClosed(w, r, next, v)
+}
+
+// ready waits until the state of the site is known, or cannot be.
+func (h *Handler) ready(ctx context.Context) error {
+	if h.site.followed.Waits() {
+		h.site.app.hurry(h.site)
 	}
-	if replacer, ok := r.Context().Value(caddy.ReplacerCtxKey).(*caddy.Replacer); ok {
-		replacer.Map(noOutcome)
-	}
-	return h.enter(req, w, r, next)
+	return h.site.Ready(ctx, h.stopping)
 }
 
 // enter serves a request that has been admitted: req, or nil for one that another gate
@@ -228,7 +265,7 @@ func (h *Handler) serveClosed(w http.ResponseWriter, r *http.Request, next caddy
 		}
 		var req *inflight.Request
 		var admitted bool
-		if v, req, admitted = h.site.admit(h, w, r); admitted {
+		if v, req, admitted = h.site.admit(h, h.site.Name, w, r); admitted {
 			h.observe(r, wasReleased)
 			return h.enter(req, w, r, next)
 		}

@@ -111,3 +111,35 @@ func TestInitialStateHoldsUntilTheFirstSwitch(t *testing.T) {
 		}
 	}
 }
+
+// Which directive a request for a site meets makes no difference to how the site begins.
+func TestDirectiveWithMostLiteralTextSaysHowASiteBegins(t *testing.T) {
+	for _, test := range []struct{ any, pre string }{{"on", "off"}, {"off", "on"}} {
+		t.Run(test.pre, func(t *testing.T) {
+			s := start(t, fmt.Sprintf(`
+				handle /any {
+					maintenance {query.site} {
+						initial_state %s
+					}
+					respond "app"
+				}
+				handle {
+					maintenance pre-{query.site} {
+						initial_state %s
+					}
+					respond "app"
+				}`, test.any, test.pre))
+			code := map[string]int{"on": 503, "off": 200}
+			s.wantStatus("/any?site=shop", code[test.any])
+			s.wantStatus("/any?site=pre-shop", code[test.pre])
+			s.wantStatus("/?site=shop", code[test.pre])
+			if got := s.status("pre-shop")["state"]; got != test.pre {
+				t.Errorf("state is %v, want %s", got, test.pre)
+			}
+			s.put("pre-shop", "")
+			s.wantStatus("/any?site=pre-shop", 503)
+			s.delete("pre-shop")
+			s.wantStatus("/any?site=pre-shop", 200)
+		})
+	}
+}

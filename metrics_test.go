@@ -10,12 +10,12 @@ import (
 	"strconv"
 	"strings"
 	"testing"
-	"testing/synctest"
 	"time"
 )
 
 func TestMetricsSayWhatIsInMaintenance(t *testing.T) {
 	s := start(t, "maintenance shop\nhandle /wiki* {\nmaintenance wiki {\ninitial_state on\n}\n}")
+	s.api(http.MethodGet, "/maintenance", "") // which waits until all is known
 	s.wantMetrics(map[string]float64{
 		"enabled shop": 0, "in_flight_requests shop": 0, "held_requests shop": 0,
 		"enabled wiki": 1, "in_flight_requests wiki": 0, "held_requests wiki": 0,
@@ -59,59 +59,61 @@ func TestMetricsSayWhatIsInMaintenance(t *testing.T) {
 // However the config has come to be, from which endpoint one looks, and whatever
 // requests come.
 func TestMetricsAreRightAfterReloads(t *testing.T) {
-	site := func(i int) string {
-		return fmt.Sprintf("header X-Config %d\nhandle /metrics {\nmetrics\n}\nmaintenance shop {\nbypass /metrics\n}", i)
-	}
-	s := start(t, site(0))
-	s.put("shop", "")
-	since := s.metrics()["since_timestamp_seconds shop"]
-	blocked := 0.0
-	right := func(what string) {
-		t.Helper()
-		method := fmt.Sprint("METHOD", blocked)
-		s.do(method, "/"+method+"?q="+method, http.Header{"Accept": {"a/" + method}, "X-Forwarded-Host": {method}})
-		blocked++
-		want := map[string]float64{
-			"enabled shop": 1, "since_timestamp_seconds shop": since, "in_flight_requests shop": 0, "held_requests shop": 0,
-			"requests_total shop blocked": blocked, "requests_total shop released": 0, "requests_total shop terminated": 0,
+	ofEachKind(t, func(t *testing.T, k kind) {
+		site := func(i int) string {
+			return fmt.Sprintf("header X-Config %d\nhandle /metrics {\nmetrics\n}\nmaintenance shop {\nbypass /metrics\n}", i)
 		}
-		for name, url := range map[string]string{"admin endpoint": s.admin, "site": s.url} {
-			got := s.metricsOf(url)
-			if at := time.Unix(int64(got["last_sync_timestamp_seconds"]), 0); time.Since(at) > 30*time.Second {
-				t.Fatalf("%s, by the %s: last sync was %s", what, name, at)
+		s := k.start(t, site(0))
+		s.put("shop", "")
+		since := s.metrics()["since_timestamp_seconds shop"]
+		blocked := 0.0
+		right := func(what string) {
+			t.Helper()
+			method := fmt.Sprint("METHOD", blocked)
+			s.do(method, "/"+method+"?q="+method, http.Header{"Accept": {"a/" + method}, "X-Forwarded-Host": {method}})
+			blocked++
+			want := map[string]float64{
+				"enabled shop": 1, "since_timestamp_seconds shop": since, "in_flight_requests shop": 0, "held_requests shop": 0,
+				"requests_total shop blocked": blocked, "requests_total shop released": 0, "requests_total shop terminated": 0,
 			}
-			delete(got, "last_sync_timestamp_seconds")
-			delete(got, "requests_total shop bypassed")
-			if !maps.Equal(got, want) {
-				t.Fatalf("%s, by the %s: got %v, want %v", what, name, got, want)
+			for name, url := range map[string]string{"admin endpoint": s.admin, "site": s.url} {
+				got := s.metricsOf(url)
+				if at := time.Unix(int64(got["last_sync_timestamp_seconds"]), 0); time.Since(at) > 30*time.Second {
+					t.Fatalf("%s, by the %s: last sync was %s", what, name, at)
+				}
+				delete(got, "last_sync_timestamp_seconds")
+				delete(got, "requests_total shop bypassed")
+				if !maps.Equal(got, want) {
+					t.Fatalf("%s, by the %s: got %v, want %v", what, name, got, want)
+				}
 			}
 		}
-	}
-	eventually(t, func() error {
-		if s.metrics()["last_sync_timestamp_seconds"] == 0 {
-			return fmt.Errorf("storage has not been looked at")
+		eventually(t, func() error {
+			if s.metrics()["last_sync_timestamp_seconds"] == 0 {
+				return fmt.Errorf("storage has not been looked at")
+			}
+			return nil
+		})
+		right("at first")
+		for i := range 10 {
+			s.reload(site(i + 1))
+			right(fmt.Sprintf("after reload %d", i+1))
 		}
-		return nil
+		for i := range 3 {
+			if err := s.load("root ../{unknown\n" + "maintenance 'no name'"); err == nil {
+				t.Fatal("the config was loaded")
+			}
+			right(fmt.Sprintf("after a config that cannot be read, %d", i))
+			if err := s.load("maintenance other\nhandle {\nmaintenance other {\ninitial_state on\n}\n}"); err == nil {
+				t.Fatal("the config was loaded")
+			}
+			right(fmt.Sprintf("after a config that cannot be provisioned, %d", i))
+			s.failEarly("maintenance other")
+			right(fmt.Sprintf("after a config that failed before its sites, %d", i))
+			s.failLate("header X-Config late\nmaintenance other")
+			right(fmt.Sprintf("after a config that failed late, %d", i))
+		}
 	})
-	right("at first")
-	for i := range 10 {
-		s.reload(site(i + 1))
-		right(fmt.Sprintf("after reload %d", i+1))
-	}
-	for i := range 3 {
-		if err := s.load("root ../{unknown\n" + "maintenance 'no name'"); err == nil {
-			t.Fatal("the config was loaded")
-		}
-		right(fmt.Sprintf("after a config that cannot be read, %d", i))
-		if err := s.load("maintenance other\nhandle {\nmaintenance other {\ninitial_state on\n}\n}"); err == nil {
-			t.Fatal("the config was loaded")
-		}
-		right(fmt.Sprintf("after a config that cannot be provisioned, %d", i))
-		s.failEarly("maintenance other")
-		right(fmt.Sprintf("after a config that failed before its sites, %d", i))
-		s.failLate("header X-Config late\nmaintenance other")
-		right(fmt.Sprintf("after a config that failed late, %d", i))
-	}
 }
 
 func TestSiteHasMetricsWithoutAnAdminEndpoint(t *testing.T) {
@@ -125,9 +127,9 @@ func TestSiteHasMetricsWithoutAnAdminEndpoint(t *testing.T) {
 }
 
 func TestLastSyncStandsStillInAnOutage(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	inTimeOfEachKind(t, func(t *testing.T, k kind) {
 		storage := newTestStorage(t)
-		a, _ := newTestApp(t, storage, "shop")
+		a, _ := newTestApp(t, storage, k.of("shop")...)
 		go newFollower(a).run()
 		nothing := func(_ context.Context, op, _ string) error {
 			if op == "load" {

@@ -60,8 +60,10 @@ func (a *App) successor(s *configuredSite) (*App, *configuredSite) {
 	if a.ctx.Context == nil || a.ctx.Err() == nil {
 		return a, s
 	}
-	if next, err := runningApp(); err == nil && next.sites[s.Name] != nil {
-		return next, next.sites[s.Name]
+	if next, err := runningApp(); err == nil {
+		if known := next.lookup(s.Name); known != nil {
+			return next, known
+		}
 	}
 	return a, s
 }
@@ -109,11 +111,11 @@ func (a *App) logDrained(s *configuredSite) {
 
 // warnOfSitesThatAreOn keeps a maintenance from being forgotten.
 func (a *App) warnOfSitesThatAreOn() {
-	for _, s := range a.sorted() {
-		if s.Ready(a.ctx) != nil {
-			return
-		}
-		if v := s.view(); v.On() {
+	if a.loaded(a.ctx) != nil {
+		return
+	}
+	for _, s := range a.listed() {
+		if v := s.view(); v.On() && !s.isTemplate() {
 			a.log.Warn("site is still in maintenance; `caddy maintenance off "+s.Name+"` ends it",
 				append(stateFields(v), zap.String("site", s.Name))...)
 		}
@@ -122,9 +124,8 @@ func (a *App) warnOfSitesThatAreOn() {
 
 // warnOfSitesThatAreGone warns of what the config that takes over does not keep closed.
 func (a *App) warnOfSitesThatAreGone(next *App) {
-	for _, s := range a.sorted() {
-		v := s.view()
-		if _, err := next.find(s.Name); err != nil && v.On() {
+	for _, s := range a.listed() {
+		if v := s.view(); v.On() && !s.isTemplate() && !next.has(s.Name) {
 			a.log.Warn("site is in maintenance but has gone from the config: nothing keeps its requests out any more",
 				append(stateFields(v), zap.String("site", s.Name))...)
 		}

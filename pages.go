@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"iter"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -72,7 +73,8 @@ type configPages struct {
 	ctx     context.Context
 	log     *zap.Logger
 	storage certmagic.Storage
-	views   map[*pooledPage][]*siteView
+	used    map[*pooledPage]bool
+	sites   func() iter.Seq[*configuredSite] // that are in memory
 
 	// accesses limits the copies that are read or written at once, and so what a storage
 	// that hangs can tie up. Records, on which sites depend, have a limit of their own.
@@ -83,18 +85,18 @@ type configPages struct {
 type siteView struct {
 	*page.View
 	page *pooledPage // nil for the default page
-	site *configuredSite
 }
 
 var configsLoaded atomic.Int64
 
-func newConfigPages(ctx context.Context, log *zap.Logger, storage certmagic.Storage) *configPages {
+func newConfigPages(ctx context.Context, log *zap.Logger, storage certmagic.Storage, sites func() iter.Seq[*configuredSite]) *configPages {
 	return &configPages{
 		number:   configsLoaded.Add(1),
 		ctx:      ctx,
 		log:      log,
 		storage:  storage,
-		views:    make(map[*pooledPage][]*siteView),
+		sites:    sites,
+		used:     make(map[*pooledPage]bool),
 		accesses: make(chan struct{}, maxCopyAccesses),
 	}
 }
@@ -114,40 +116,31 @@ func (c *configPages) use(s *configuredSite, source page.Source, content *page.C
 		time.AfterFunc(restorePatience, func() { p.Restore(nil) })
 		go c.restore(p)
 	}
-	if c.views[p] == nil && source.Insecure() {
+	if !c.used[p] && source.Insecure() {
 		c.log.Warn("page comes over http, where others can change it on its way; they would speak for the site: use https",
 			zap.Stringer("page", source))
 	}
-	v, added := s.viewOf(p)
-	if added {
-		c.views[p] = append(c.views[p], v)
-	}
-	return v
+	c.used[p] = true
+	return s.viewOf(p)
 }
 
 // viewOf returns the site's view of a custom page, or of the default page if p is nil.
 // Its handlers share it.
-func (s *configuredSite) viewOf(p *pooledPage) (v *siteView, added bool) {
-	for _, v := range s.views {
-		if v.page == p {
-			return v, false
+func (s *configuredSite) viewOf(p *pooledPage) *siteView {
+	return s.views.findOrAdd(func(v *siteView) bool { return v.page == p }, func() *siteView {
+		v := &siteView{page: p, View: page.NewView(nil)}
+		if p != nil {
+			v.View = page.NewView(p.Page)
 		}
-	}
-	v = &siteView{page: p, site: s}
-	if p == nil {
-		v.View = page.NewView(nil)
-	} else {
-		v.View = page.NewView(p.Page)
-	}
-	s.views = append(s.views, v)
-	return v, true
+		return v
+	})
 }
 
 // Running
 
 // run has the pages refreshed, now that this is the running config.
 func (c *configPages) run() {
-	for p := range c.views {
+	for p := range c.used {
 		c.render(p)
 		p.serve(c)
 	}
@@ -215,30 +208,34 @@ func (c *configPages) logger() *zap.Logger {
 
 // render renders a page for the sites that show it now.
 func (c *configPages) render(p *pooledPage) {
-	for _, v := range c.views[p] {
-		if st := v.site.view(); st.Blocks() {
-			v.Render(contentOf(st.Options()), st.Changed())
+	for s := range c.sites() {
+		if st := s.view(); st.Blocks() {
+			for _, v := range s.views.all() {
+				if v.page == p {
+					v.Render(contentOf(st.Options()), st.Changed())
+				}
+			}
 		}
 	}
 }
 
 // renderPages renders the pages of a site for the state that it is in from now on.
 func (s *configuredSite) renderPages(st site.View) {
-	for _, v := range s.views {
+	for _, v := range s.views.all() {
 		v.Render(contentOf(st.Options()), st.Changed())
 	}
 }
 
 // forgetPages drops what was rendered for a maintenance that is over.
 func (s *configuredSite) forgetPages() {
-	for _, v := range s.views {
+	for _, v := range s.views.all() {
 		v.Forget()
 	}
 }
 
 // refreshPages has the custom pages of a site refreshed.
 func (s *configuredSite) refreshPages() {
-	for _, v := range s.views {
+	for _, v := range s.views.all() {
 		if v.page != nil {
 			v.page.RefreshNow()
 		}
@@ -346,7 +343,7 @@ func (c *configPages) logAccess(ctx context.Context, p *pooledPage, doing string
 // pageStatuses are the custom pages of a site, by source, as the admin API answers them.
 func (s *configuredSite) pageStatuses() []api.Page {
 	list := []api.Page{}
-	for _, v := range s.views {
+	for _, v := range s.views.all() {
 		if v.page != nil {
 			list = append(list, api.Page(v.page.Status()))
 		}

@@ -155,85 +155,90 @@ func TestHandlersShowPagesOfTheirOwnAndShareThem(t *testing.T) {
 }
 
 func TestPageIsFetchedWhenItMayHaveChangedAndForNoVisitor(t *testing.T) {
-	host := newPageHost(t, answers("<p>Mine."))
-	s := prepare(t)
-	s.options = "maintenance {\nsync_interval 100ms\n}"
-	directives := "maintenance shop {\npage " + host.URL + "/page\n}"
-	byOther := func(options string) func() {
-		return func() {
-			s.storage.set(shopKey, fmt.Sprintf(`{"version": %d, "enabled": true%s}`, time.Now().UnixMicro(), options))
-			s.reread()
+	ofEachKind(t, func(t *testing.T, k kind) {
+		host := newPageHost(t, answers("<p>Mine."))
+		s := k.prepare(t)
+		s.options = "maintenance {\nsync_interval 100ms\n}"
+		directives := "maintenance shop {\npage " + host.URL + "/page\n}"
+		byOther := func(options string) func() {
+			return func() {
+				s.storage.set(shopKey, fmt.Sprintf(`{"version": %d, "enabled": true%s}`, time.Now().UnixMicro(), options))
+				s.reread()
+			}
 		}
-	}
-	fetches := 0
-	for _, step := range []struct {
-		when string
-		do   func()
-		more int
-	}{
-		{"the config has started", func() { s.reload(directives) }, 1},
-		{"switched on", func() { s.put("shop", "") }, 1},
-		{"message changed", func() { s.patch("shop", `{"message": "Hello."}`) }, 1},
-		{"message cleared", func() { s.put("shop", "") }, 1},
-		{"visitors, and a look", func() { s.visitALot(200, "<p>Mine.", "/"); s.status("shop") }, 0},
-		{"switched off", func() { s.delete("shop"); s.visitALot(50, "app", "/") }, 0},
-		{"switched on by another instance", byOther(""), 1},
-		{"message changed by another instance", byOther(`, "message": "Hello."`), 1},
-		{"config reloaded", func() { s.reload(directives) }, 1},
-		{"message changed after that", func() { s.patch("shop", `{"message": "Hello again."}`) }, 1},
-	} {
-		step.do()
-		fetches += step.more
-		host.untilAsked(t, "/page", fetches)
-		wantEqual(t, "fetched when "+step.when, host.asked("/page"), fetches)
-		s.untilPages("shop", "ok")
-	}
+		fetches := 0
+		for _, step := range []struct {
+			when string
+			do   func()
+			more int
+		}{
+			{"the config has started", func() { s.reload(directives) }, 1},
+			{"switched on", func() { s.put("shop", "") }, 1},
+			{"message changed", func() { s.patch("shop", `{"message": "Hello."}`) }, 1},
+			{"message cleared", func() { s.put("shop", "") }, 1},
+			{"visitors, and a look", func() { s.visitALot(200, "<p>Mine.", "/"); s.status("shop") }, 0},
+			{"switched off", func() { s.delete("shop"); s.visitALot(50, "app", "/") }, 0},
+			{"switched on by another instance", byOther(""), 1},
+			{"message changed by another instance", byOther(`, "message": "Hello."`), 1},
+			{"config reloaded", func() { s.reload(directives) }, 1},
+			{"message changed after that", func() { s.patch("shop", `{"message": "Hello again."}`) }, 1},
+		} {
+			step.do()
+			fetches += step.more
+			host.untilAsked(t, "/page", fetches)
+			wantEqual(t, "fetched when "+step.when, host.asked("/page"), fetches)
+			s.untilPages("shop", "ok")
+		}
+	})
 }
 
 // Whatever makes a page look different renders it, so that no visitor has to: rendering
 // this one takes almost 5 MiB of memory.
 func TestSwitchRefreshAndReloadRenderThePage(t *testing.T) {
-	host := newPageHost(t, answers("<p>{maintenance.message}"+strings.Repeat("x", 1<<20-24)))
-	s := start(t, shopWith(host.URL))
-	s.untilPages("shop", "ok")
-	host.answer(saysNothing)
-	shownOf := func() *siteView { return running(t).sites["shop"].views[0] }
-	noVisitorRenders := func(when string) {
-		t.Helper()
-		m := running(t).sites["shop"]
-		gate := &Handler{Site: "shop", RetryAfter: caddy.Duration(time.Minute), site: m, view: m.views[0], initiallyOn: true}
-		var before, after runtime.MemStats
-		r := benchRequest(t, nil)
-		runtime.ReadMemStats(&before)
-		err := gate.ServeHTTP(new(benchWriter), r, benchApp)
-		runtime.ReadMemStats(&after)
-		if took := after.TotalAlloc - before.TotalAlloc; err != nil || took > 3<<20 {
-			t.Errorf("%s: the first visitor took %d KiB (%v)", when, took>>10, err)
+	ofEachKind(t, func(t *testing.T, k kind) {
+		host := newPageHost(t, answers("<p>{maintenance.message}"+strings.Repeat("x", 1<<20-24)))
+		s := k.start(t, shopWith(host.URL))
+		s.put("shop", "")
+		s.untilPages("shop", "ok")
+		host.answer(saysNothing)
+		shownOf := func() *siteView { return siteNamed("shop").views.all()[0] }
+		noVisitorRenders := func(when string) {
+			t.Helper()
+			m := siteNamed("shop")
+			gate := &Handler{Site: "shop", RetryAfter: caddy.Duration(time.Minute), site: m, view: m.views.all()[0], initiallyOn: true}
+			var before, after runtime.MemStats
+			r := benchRequest(t, nil)
+			runtime.ReadMemStats(&before)
+			err := gate.ServeHTTP(new(benchWriter), r, benchApp)
+			runtime.ReadMemStats(&after)
+			if took := after.TotalAlloc - before.TotalAlloc; err != nil || took > 3<<20 {
+				t.Errorf("%s: the first visitor took %d KiB (%v)", when, took>>10, err)
+			}
 		}
-	}
-	asked := host.asked("/")
-	shownOf().page.RefreshNow()
-	host.untilAsked(t, "/", asked+1) // and so all that belongs to the refresh before has been done
-	noVisitorRenders("refreshed")
-	s.put("shop", `{"message": "New."}`)
-	noVisitorRenders("switched")
-	s.reload(shopWith(host.URL))
-	eventuallyEqual(t, "it has taken over", func() bool { return shownOf().page.user.Load() == running(t).pages }, true)
-	noVisitorRenders("reloaded")
-
-	// And it is forgotten with the maintenance.
-	for when, end := range map[string]func(){
-		"off": func() { s.delete("shop") },
-		"until": func() {
-			s.patch("shop", `{"until": "`+time.Now().Add(time.Second).Format(time.RFC3339Nano)+`"}`)
-		},
-	} {
+		asked := host.asked("/")
+		shownOf().page.RefreshNow()
+		host.untilAsked(t, "/", asked+1) // and so all that belongs to the refresh before has been done
+		noVisitorRenders("refreshed")
 		s.put("shop", `{"message": "New."}`)
-		shown := func() *page.Document { return shownOf().HTML(t.Context(), page.Content{Message: "New."}, nil) }
-		before := shown()
-		end()
-		eventuallyEqual(t, "what was rendered is kept when "+when, func() bool { return shown() == before }, false)
-	}
+		noVisitorRenders("switched")
+		s.reload(shopWith(host.URL))
+		eventuallyEqual(t, "it has taken over", func() bool { return shownOf().page.user.Load() == running(t).pages }, true)
+		noVisitorRenders("reloaded")
+
+		// And it is forgotten with the maintenance.
+		for when, end := range map[string]func(){
+			"off": func() { s.delete("shop") },
+			"until": func() {
+				s.patch("shop", `{"until": "`+time.Now().Add(time.Second).Format(time.RFC3339Nano)+`"}`)
+			},
+		} {
+			s.put("shop", `{"message": "New."}`)
+			shown := func() *page.Document { return shownOf().HTML(t.Context(), page.Content{Message: "New."}, nil) }
+			before := shown()
+			end()
+			eventuallyEqual(t, "what was rendered is kept when "+when, func() bool { return shown() == before }, false)
+		}
+	})
 }
 
 // Only what would have got the default page gets another one, and no header of its host.
@@ -364,87 +369,91 @@ func TestReloadsWithAHostThatHangsLeaveNothingBehind(t *testing.T) {
 //
 // G1, G10
 func TestConcurrentSwitchesReloadsAndRequests(t *testing.T) {
-	filler := strings.Repeat("x", 100<<10)
-	host := newPageHost(t, func(w http.ResponseWriter, r *http.Request) {
-		answers("<p>"+r.URL.Path+" {maintenance.message}"+filler+"</p>")(w, r)
-	})
-	whole := map[string]bool{"app": true}
-	for _, message := range []string{"", "one", "two"} {
-		whole[string(page.Default(page.Content{Message: message}).HTML)] = true
-		for _, path := range []string{"/a", "/b"} {
-			whole["<p>"+path+" "+message+filler+"</p>"] = true
+	ofEachKind(t, func(t *testing.T, k kind) {
+		filler := strings.Repeat("x", 100<<10)
+		host := newPageHost(t, func(w http.ResponseWriter, r *http.Request) {
+			answers("<p>"+r.URL.Path+" {maintenance.message}"+filler+"</p>")(w, r)
+		})
+		whole := map[string]bool{"app": true}
+		for _, message := range []string{"", "one", "two"} {
+			whole[string(page.Default(page.Content{Message: message}).HTML)] = true
+			for _, path := range []string{"/a", "/b"} {
+				whole["<p>"+path+" "+message+filler+"</p>"] = true
+			}
 		}
-	}
-	s := prepare(t)
-	s.options = "maintenance {\nsync_interval 100ms\n}"
-	s.reload(shopWith(host.URL + "/a"))
-	var over atomic.Bool
-	var workers sync.WaitGroup
-	run := func(work func(i int)) {
-		workers.Go(func() {
-			for i := 0; !over.Load(); i++ {
-				work(i)
-			}
+		s := k.prepare(t)
+		s.options = "maintenance {\nsync_interval 100ms\n}"
+		s.reload(shopWith(host.URL + "/a"))
+		var over atomic.Bool
+		var workers sync.WaitGroup
+		run := func(work func(i int)) {
+			workers.Go(func() {
+				for i := 0; !over.Load(); i++ {
+					work(i)
+				}
+			})
+		}
+		run(func(i int) { s.api([]string{"PUT", "PATCH", "DELETE"}[i%3], "/maintenance/shop", `{"message": "one"}`) })
+		run(func(i int) { s.api([]string{"PATCH", "DELETE"}[i%2], "/maintenance/shop", `{"message": "two"}`) })
+		run(func(i int) { s.api("GET", []string{"/maintenance", "/maintenance/shop?wait=10ms"}[i%2], "") })
+		run(func(i int) {
+			s.storage.set(shopKey, fmt.Sprintf(`{"version": %d, "enabled": %t}`, time.Now().UnixMicro(), i%2 == 0))
+			s.storage.tell("shop")
+			<-time.After(time.Millisecond)
 		})
-	}
-	run(func(i int) { s.api([]string{"PUT", "PATCH", "DELETE"}[i%3], "/maintenance/shop", `{"message": "one"}`) })
-	run(func(i int) { s.api([]string{"PATCH", "DELETE"}[i%2], "/maintenance/shop", `{"message": "two"}`) })
-	run(func(i int) { s.api("GET", []string{"/maintenance", "/maintenance/shop?wait=10ms"}[i%2], "") })
-	run(func(i int) {
-		s.storage.set(shopKey, fmt.Sprintf(`{"version": %d, "enabled": %t}`, time.Now().UnixMicro(), i%2 == 0))
-		s.storage.tell("shop")
-		<-time.After(time.Millisecond)
+		for i := range 4 {
+			run(func(int) {
+				got, err := try(http.MethodGet, s.url, "", http.Header{"Accept-Encoding": {[]string{"", "gzip"}[i%2]}})
+				if err != nil {
+					return // met the server of a config that has just been replaced
+				}
+				if body := unpacked(t, got); !whole[body] {
+					t.Errorf("a visitor got %d with %d bytes: %.100q", got.StatusCode, len(body), body)
+				}
+			})
+		}
+		for i := range 30 {
+			s.reload(shopWith(host.URL + []string{"/b", "/a"}[i%2]))
+		}
+		over.Store(true)
+		workers.Wait()
+		s.put("shop", `{"message": "one"}`)
+		s.untilPages("shop", "ok")
+		s.untilPage("/", "<p>/a one"+filler+"</p>")
+		wantEqual(t, "in_flight", s.status("shop?wait=10s")["in_flight"], 0.0)
 	})
-	for i := range 4 {
-		run(func(int) {
-			got, err := try(http.MethodGet, s.url, "", http.Header{"Accept-Encoding": {[]string{"", "gzip"}[i%2]}})
-			if err != nil {
-				return // met the server of a config that has just been replaced
-			}
-			if body := unpacked(t, got); !whole[body] {
-				t.Errorf("a visitor got %d with %d bytes: %.100q", got.StatusCode, len(body), body)
-			}
-		})
-	}
-	for i := range 30 {
-		s.reload(shopWith(host.URL + []string{"/b", "/a"}[i%2]))
-	}
-	over.Store(true)
-	workers.Wait()
-	s.put("shop", `{"message": "one"}`)
-	s.untilPages("shop", "ok")
-	s.untilPage("/", "<p>/a one"+filler+"</p>")
-	wantEqual(t, "in_flight", s.status("shop?wait=10s")["in_flight"], 0.0)
 }
 
 // The copy in storage
 
 func TestLastGoodCopyIsShownAtOnceAfterReloadAndRestart(t *testing.T) {
-	host := newPageHost(t, answers("<p>Mine. {maintenance.message}"))
-	location := withSecrets(host.URL + "/page")
-	s := start(t, shopWith(location))
-	s.untilStored(location, "{maintenance.message}")
-	fetchedAt := s.pages("shop")[0].FetchedAt
-	s.put("shop", `{"message": "Hello."}`)
-	host.Close()
-	stored := s.storage
-	s.storage = newTestStorage(t)
-	s.reload(shopWith(location)) // which keeps it, whatever is in storage
-	s.wantPage("/", "<p>Mine. Hello.")
-	s.untilPages("shop", "stale")
-	s.storage.set(shopKey, stored.get(shopKey))
-	s.storage.set(copyKeyOf(t, location), stored.get(copyKeyOf(t, location)))
-	s.restart(shopWith(location))
-	s.wantPage("/", "<p>Mine. Hello.")
-	eventually(t, func() error {
-		got := s.pages("shop")[0]
-		if got.State != "stale" || !strings.Contains(got.Error, "refused") || !got.FetchedAt.Equal(fetchedAt) {
-			return fmt.Errorf("the page is %+v, want it stale and fetched at %s", got, fetchedAt)
-		}
-		return nil
+	ofEachKind(t, func(t *testing.T, k kind) {
+		host := newPageHost(t, answers("<p>Mine. {maintenance.message}"))
+		location := withSecrets(host.URL + "/page")
+		s := k.start(t, shopWith(location))
+		s.untilStored(location, "{maintenance.message}")
+		fetchedAt := s.pages("shop")[0].FetchedAt
+		s.put("shop", `{"message": "Hello."}`)
+		host.Close()
+		stored := s.storage
+		s.storage = newTestStorage(t)
+		s.reload(shopWith(location)) // which keeps it, whatever is in storage
+		s.wantPage("/", "<p>Mine. Hello.")
+		s.untilPages("shop", "stale")
+		s.storage.set(shopKey, stored.get(shopKey))
+		s.storage.set(copyKeyOf(t, location), stored.get(copyKeyOf(t, location)))
+		s.restart(shopWith(location))
+		s.wantPage("/", "<p>Mine. Hello.")
+		eventually(t, func() error {
+			got := s.pages("shop")[0]
+			if got.State != "stale" || !strings.Contains(got.Error, "refused") || !got.FetchedAt.Equal(fetchedAt) {
+				return fmt.Errorf("the page is %+v, want it stale and fetched at %s", got, fetchedAt)
+			}
+			return nil
+		})
+		s.wantPage("/", "<p>Mine. Hello.")
+		s.tellsNoSecret()
 	})
-	s.wantPage("/", "<p>Mine. Hello.")
-	s.tellsNoSecret()
 }
 
 // G9
@@ -532,7 +541,7 @@ func TestCopyIsStoredWhenTheStorageHasAnother(t *testing.T) {
 func TestStorageThatHangsHoldsUpOnlyTheFirstVisitors(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		storage := &testStorage{values: make(map[string][]byte)}
-		c := newConfigPages(t.Context(), zap.NewNop(), storage)
+		c := newConfigPages(t.Context(), zap.NewNop(), storage, new(App).inMemory)
 		use := func(location string) *siteView {
 			source, _ := page.ParseSource(location)
 			t.Cleanup(func() { _, _ = pages.Delete(location) })
@@ -574,7 +583,7 @@ func TestStorageThatHangsIsUsedByNoMoreThan32(t *testing.T) {
 			{sync.OnceValue(func() *pooledPage { return newPooledPage(page.Source{}) }), 1},
 		} {
 			ctx, end := context.WithCancel(t.Context())
-			c := newConfigPages(ctx, zap.NewNop(), storage)
+			c := newConfigPages(ctx, zap.NewNop(), storage, new(App).inMemory)
 			before := storage.loads.Load()
 			for range maxCopyAccesses + 8 {
 				go c.restore(test.pageOf())
@@ -805,7 +814,7 @@ func (s *server) untilStored(location, text string) {
 // untilIdle waits until no copy is being read or stored.
 func (s *server) untilIdle() {
 	s.t.Helper()
-	for p := range running(s.t).pages.views {
+	for p := range running(s.t).pages.used {
 		eventuallyEqual(s.t, "accesses to the copy of "+p.Source().String(), func() int { return len(p.storage) }, 0)
 	}
 }

@@ -196,9 +196,10 @@ func (a *App) warnOfReport(err error) {
 	}
 }
 
-// leaveWhenIdle removes the report when the last request that a gate has let in has ended.
-func (a *App) leaveWhenIdle() {
-	for _, s := range a.sorted() {
+// leaveWhenIdle removes the report when the last request that a gate of these sites has let in
+// has ended.
+func (a *App) leaveWhenIdle(list []*configuredSite) {
+	for _, s := range list {
 		<-s.inFlight.Idle()
 	}
 	if next, err := runningApp(); err != nil || !next.hasReport() {
@@ -242,7 +243,7 @@ func (a *App) exit() {
 func (a *App) terminateClosed() {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 	defer cancel()
-	for _, s := range a.sites {
+	for s := range a.inMemory() {
 		if v := s.view(); v.Blocks() && s.inFlight.Count() > 0 {
 			inflight.Terminate(s.inFlight.All())
 			select {

@@ -71,78 +71,82 @@ func TestWrongRequestsForInstancesAreRefused(t *testing.T) {
 //
 // G11
 func TestReportIsThereAsLongAsThereIsAGate(t *testing.T) {
-	s := prepare(t)
-	var mu sync.Mutex
-	var order []string
-	s.storage.setFault(func(_ context.Context, op, key string) error {
+	ofEachKind(t, func(t *testing.T, k kind) {
+		s := k.prepare(t)
+		var mu sync.Mutex
+		var order []string
+		s.storage.setFault(func(_ context.Context, op, key string) error {
+			mu.Lock()
+			defer mu.Unlock()
+			if kind := op + " " + strings.Split(key, "/")[1]; !slices.Contains(order, kind) {
+				order = append(order, kind)
+			}
+			return nil
+		})
+		s.reload(`maintenance shop`)
+		s.wantStatus("/", 200)
 		mu.Lock()
-		defer mu.Unlock()
-		if kind := op + " " + strings.Split(key, "/")[1]; !slices.Contains(order, kind) {
-			order = append(order, kind)
+		reported, read := slices.Index(order, "store instances"), slices.Index(order, map[bool]string{false: "load sites", true: "list sites"}[k.template])
+		mu.Unlock()
+		if reported < 0 || read < reported {
+			t.Errorf("the storage was asked for %v", order)
 		}
-		return nil
+		there := func() int {
+			keys, err := s.storage.List(t.Context(), "maintenance/instances", false)
+			if err != nil && !errors.Is(err, fs.ErrNotExist) {
+				t.Fatal(err)
+			}
+			return len(keys)
+		}
+		wantEqual(t, "reports", there(), 1)
+		s.failLate("maintenance other")
+		wantEqual(t, "reports after a config that failed", there(), 1)
+		s.put("shop", "") // the config that runs still reports
+		var journal []store.Entry
+		noError(t, json.Unmarshal([]byte(s.storage.get(store.JournalKey)), &journal))
+		eventually(t, func() error {
+			report := s.storage.get("maintenance/instances/" + self().Name() + ".json")
+			if !strings.Contains(report, journal[len(journal)-1].ID) {
+				return fmt.Errorf("the report is %s", report)
+			}
+			return nil
+		})
+		s.delete("shop")
+		s.reload("")
+		eventually(t, func() error {
+			if n := there(); n > 0 {
+				return fmt.Errorf("%d reports are there without a gate", n)
+			}
+			return nil
+		})
+		s.reload("maintenance shop")
+		s.wantStatus("/", 200)
+		wantEqual(t, "reports with a gate again", there(), 1)
+		noError(t, caddy.Stop())
+		wantEqual(t, "reports when Caddy has stopped", there(), 0)
 	})
-	s.reload(`maintenance shop`)
-	s.wantStatus("/", 200)
-	mu.Lock()
-	reported, read := slices.Index(order, "store instances"), slices.Index(order, "load sites")
-	mu.Unlock()
-	if reported < 0 || read < reported {
-		t.Errorf("the storage was asked for %v", order)
-	}
-	there := func() int {
-		keys, err := s.storage.List(t.Context(), "maintenance/instances", false)
-		if err != nil && !errors.Is(err, fs.ErrNotExist) {
-			t.Fatal(err)
-		}
-		return len(keys)
-	}
-	wantEqual(t, "reports", there(), 1)
-	s.failLate("maintenance other")
-	wantEqual(t, "reports after a config that failed", there(), 1)
-	s.put("shop", "") // the config that runs still reports
-	var journal []store.Entry
-	noError(t, json.Unmarshal([]byte(s.storage.get(store.JournalKey)), &journal))
-	eventually(t, func() error {
-		report := s.storage.get("maintenance/instances/" + self().Name() + ".json")
-		if !strings.Contains(report, journal[len(journal)-1].ID) {
-			return fmt.Errorf("the report is %s", report)
-		}
-		return nil
-	})
-	s.delete("shop")
-	s.reload("")
-	eventually(t, func() error {
-		if n := there(); n > 0 {
-			return fmt.Errorf("%d reports are there without a gate", n)
-		}
-		return nil
-	})
-	s.reload("maintenance shop")
-	s.wantStatus("/", 200)
-	wantEqual(t, "reports with a gate again", there(), 1)
-	noError(t, caddy.Stop())
-	wantEqual(t, "reports when Caddy has stopped", there(), 0)
 }
 
 // What is on is on disk when a switch is answered; what is off is not.
 //
 // G3
 func TestClosedSitesAreKeptOnDisk(t *testing.T) {
-	s := start(t, `maintenance shop`)
-	path := filepath.Join(os.Getenv("XDG_DATA_HOME"), "caddy", "maintenance", "last_known.json")
-	for _, test := range []struct{ method, want string }{{"PUT", `"enabled":true`}, {"PATCH", `"message":"Hello."`}, {"DELETE", `"site":"shop"}`}} {
-		s.api(test.method, "/maintenance/shop", `{"message": "Hello."}`)
-		if raw, err := os.ReadFile(path); err != nil || !strings.Contains(string(raw), test.want) {
-			t.Errorf("after %s: %s %v", test.method, raw, err)
+	ofEachKind(t, func(t *testing.T, k kind) {
+		s := k.start(t, `maintenance shop`)
+		path := filepath.Join(os.Getenv("XDG_DATA_HOME"), "caddy", "maintenance", "last_known.json")
+		for _, test := range []struct{ method, want string }{{"PUT", `"enabled":true`}, {"PATCH", `"message":"Hello."`}, {"DELETE", `"site":"shop"}`}} {
+			s.api(test.method, "/maintenance/shop", `{"message": "Hello."}`)
+			if raw, err := os.ReadFile(path); err != nil || !strings.Contains(string(raw), test.want) {
+				t.Errorf("after %s: %s %v", test.method, raw, err)
+			}
 		}
-	}
-	noError(t, os.Remove(path))
-	noError(t, os.Mkdir(path, 0o700)) // so that nobody can write it
-	s.put("shop", "")
-	s.wantStatus("/", 503)
-	s.delete("shop")
-	wantEqual(t, "warnings that the disk cannot be written", s.countLogged("cannot be kept on disk"), 1)
+		noError(t, os.Remove(path))
+		noError(t, os.Mkdir(path, 0o700)) // so that nobody can write it
+		s.put("shop", "")
+		s.wantStatus("/", 503)
+		s.delete("shop")
+		wantEqual(t, "warnings that the disk cannot be written", s.countLogged("cannot be kept on disk"), 1)
+	})
 }
 
 // A process that starts with a storage that has nothing, though it answers, closes what it
@@ -150,32 +154,34 @@ func TestClosedSitesAreKeptOnDisk(t *testing.T) {
 //
 // G3
 func TestDiskKnowsWhatTheStorageHasLost(t *testing.T) {
-	s := start(t, `maintenance shop`)
-	s.put("shop", `{"message": "Hello."}`)
-	for name, fault := range map[string]func(context.Context, string, string) error{
-		"emptied": nil,
-		"says that nothing is there": func(_ context.Context, op, _ string) error {
-			if op == "load" {
-				return fs.ErrNotExist
-			}
-			return nil
-		},
-		"fails": failOn("load", "maintenance/"),
-	} {
-		s.stop()
-		_ = s.storage.Delete(t.Context(), "maintenance")
-		s.storage.setFault(fault)
-		s.reload(`maintenance shop`)
-		s.wantStatus("/", 503)
-		wantEqual(t, name, fmt.Sprint(s.status("shop")["message"]), "Hello.")
-		s.storage.setFault(nil)
-		eventually(t, func() error {
-			if s.storage.get(shopKey) == "" {
-				return fmt.Errorf("%s: the record is not stored again", name)
-			}
-			return nil
-		})
-	}
+	ofEachKind(t, func(t *testing.T, k kind) {
+		s := k.start(t, `maintenance shop`)
+		s.put("shop", `{"message": "Hello."}`)
+		for name, fault := range map[string]func(context.Context, string, string) error{
+			"emptied": nil,
+			"says that nothing is there": func(_ context.Context, op, _ string) error {
+				if op == "load" {
+					return fs.ErrNotExist
+				}
+				return nil
+			},
+			"fails": failOn("load", "maintenance/"),
+		} {
+			s.stop()
+			_ = s.storage.Delete(t.Context(), "maintenance")
+			s.storage.setFault(fault)
+			s.reload(`maintenance shop`)
+			s.wantStatus("/", 503)
+			wantEqual(t, name, fmt.Sprint(s.status("shop")["message"]), "Hello.")
+			s.storage.setFault(nil)
+			eventually(t, func() error {
+				if s.storage.get(shopKey) == "" {
+					return fmt.Errorf("%s: the record is not stored again", name)
+				}
+				return nil
+			})
+		}
+	})
 }
 
 // tell has whoever follows read the record of a site again, as another instance does.

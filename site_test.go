@@ -22,7 +22,7 @@ func TestNoRequestSlipsInWhenNothingIsInFlight(t *testing.T) {
 	run, stop := startWorkers()
 	for range 2 * runtime.GOMAXPROCS(0) {
 		run(func(int) {
-			if _, req, ok := shop.admit(gate, w, r); ok {
+			if _, req, ok := shop.admit(gate, shop.Name, w, r); ok {
 				if drained.Load() {
 					t.Error("a request was let in after the site was drained")
 				}
@@ -80,4 +80,22 @@ func TestDrainedIsToldOfASiteThatIsClosedAndIdle(t *testing.T) {
 			}
 		})
 	}
+}
+
+// G10
+func TestListIsReadWhileItChanges(t *testing.T) {
+	var list readList[string]
+	find := func(name string, meanwhile func()) string {
+		return list.findOrAdd(func(item string) bool {
+			if item == name {
+				meanwhile()
+			}
+			return item == name
+		}, func() string { return name })
+	}
+	find("old", nil)
+	find("new", nil)
+	got := find("new", func() { list.remove(func(item string) bool { return item == "old" }) })
+	wantEqual(t, "found", got, "new")
+	wantEqual(t, "left", len(list.all()), 1)
 }

@@ -1,6 +1,7 @@
 package maintenance
 
 import (
+	"cmp"
 	"context"
 	"net/http"
 	"slices"
@@ -25,7 +26,7 @@ func (h *Handler) serveAdmitted(req *inflight.Request, r *http.Request, next cad
 	if unanswered {
 		setContext(r, req.Outer())
 		h.observeTerminated(req)
-		h.respondTerminated(req.TakeOver(), r)
+		cmp.Or(h.template, h).of(req.Key).respondTerminated(req.TakeOver(), r)
 	}
 	return err
 }

@@ -195,55 +195,57 @@ func (w *hookedRecorder) WriteHeader(status int) {
 // HTTP/1: the server, too, waits for the rest of an upload, if it is small, before it uses
 // the connection again. One that is still being sent keeps no client from reading the page.
 func TestUploadIsTerminatedWhateverTheServerWaitsFor(t *testing.T) {
-	app := newApp(t, func(w http.ResponseWriter, r *http.Request) {
-		if r.URL.Path == "/early" { // begins to answer what is still being sent
-			_ = http.NewResponseController(w).EnableFullDuplex()
-			_, _ = io.WriteString(w, "early")
-			_ = http.NewResponseController(w).Flush()
-		}
-		_, _ = io.Copy(io.Discard, r.Body)
-	})
-	for name, options := range map[string]string{
-		"by default":                        "",
-		"full duplex without idle timeouts": "servers {\nenable_full_duplex\ntimeouts {\nread_body_idle -1s\nwrite_idle -1s\n}\n}",
-	} {
-		t.Run(name, func(t *testing.T) {
-			s := prepare(t)
-			s.options = options
-			s.reload("maintenance shop\nhandle {\nreverse_proxy " + app + "\n}")
-			conns := make(map[string]net.Conn)
-			for _, path := range []string{"/late", "/early", "/late?endless"} {
-				for _, upload := range []string{
-					"Content-Length: 1000\r\n\r\nnot all of it",
-					"Content-Length: 1000000000000\r\n\r\nnot all of it",
-					"Transfer-Encoding: chunked\r\n\r\nd\r\nnot all of it\r\n",
-				} {
-					request := "POST " + path + " HTTP/1.1\r\n" + upload
-					conns[request] = s.dial(request)
-				}
+	ofEachKind(t, func(t *testing.T, k kind) {
+		app := newApp(t, func(w http.ResponseWriter, r *http.Request) {
+			if r.URL.Path == "/early" { // begins to answer what is still being sent
+				_ = http.NewResponseController(w).EnableFullDuplex()
+				_, _ = io.WriteString(w, "early")
+				_ = http.NewResponseController(w).Flush()
 			}
-			s.await("shop", "in_flight", len(conns))
-			s.put("shop", `{"terminate_after": "100ms"}`)
-			for request, conn := range conns {
-				if strings.Contains(request, "/late?endless") && strings.Contains(request, "00000") {
-					go func() {
-						for err := error(nil); err == nil; {
-							_, err = conn.Write(make([]byte, 16<<10))
-						}
-					}()
-				}
-				answer, err := io.ReadAll(conn)
-				if err != nil {
-					t.Errorf("%q: got %q %v, want the end of the connection", request, answer, err)
-				}
-				page := strings.HasPrefix(string(answer), "HTTP/1.1 503 ") && strings.Contains(string(answer), "\r\nConnection: close\r\n")
-				if page != strings.Contains(request, "/late") || strings.HasSuffix(string(answer), "\r\n0\r\n\r\n") {
-					t.Errorf("%q: got %q", request, answer)
-				}
-			}
-			s.await("shop", "in_flight", 0)
+			_, _ = io.Copy(io.Discard, r.Body)
 		})
-	}
+		for name, options := range map[string]string{
+			"by default":                        "",
+			"full duplex without idle timeouts": "servers {\nenable_full_duplex\ntimeouts {\nread_body_idle -1s\nwrite_idle -1s\n}\n}",
+		} {
+			t.Run(name, func(t *testing.T) {
+				s := k.prepare(t)
+				s.options = options
+				s.reload("maintenance shop\nhandle {\nreverse_proxy " + app + "\n}")
+				conns := make(map[string]net.Conn)
+				for _, path := range []string{"/late", "/early", "/late?endless"} {
+					for _, upload := range []string{
+						"Content-Length: 1000\r\n\r\nnot all of it",
+						"Content-Length: 1000000000000\r\n\r\nnot all of it",
+						"Transfer-Encoding: chunked\r\n\r\nd\r\nnot all of it\r\n",
+					} {
+						request := "POST " + path + " HTTP/1.1\r\n" + upload
+						conns[request] = s.dial(request)
+					}
+				}
+				s.await("shop", "in_flight", len(conns))
+				s.put("shop", `{"terminate_after": "100ms"}`)
+				for request, conn := range conns {
+					if strings.Contains(request, "/late?endless") && strings.Contains(request, "00000") {
+						go func() {
+							for err := error(nil); err == nil; {
+								_, err = conn.Write(make([]byte, 16<<10))
+							}
+						}()
+					}
+					answer, err := io.ReadAll(conn)
+					if err != nil {
+						t.Errorf("%q: got %q %v, want the end of the connection", request, answer, err)
+					}
+					page := strings.HasPrefix(string(answer), "HTTP/1.1 503 ") && strings.Contains(string(answer), "\r\nConnection: close\r\n")
+					if page != strings.Contains(request, "/late") || strings.HasSuffix(string(answer), "\r\n0\r\n\r\n") {
+						t.Errorf("%q: got %q", request, answer)
+					}
+				}
+				s.await("shop", "in_flight", 0)
+			})
+		}
+	})
 }
 
 // A request that has failed is one request, also where the site's gate is among the error
@@ -251,32 +253,34 @@ func TestUploadIsTerminatedWhateverTheServerWaitsFor(t *testing.T) {
 //
 // G5
 func TestRequestThatMeetsSeveralGatesOfASiteIsCountedOnce(t *testing.T) {
-	s := prepare(t)
-	s.after = "handle_errors {\nroute {\nmaintenance shop\nreverse_proxy " + upstream(t) + "\n}\n}"
-	s.reload("route {\nmaintenance shop\nmaintenance wiki\nmaintenance shop\nerror 502\n}")
-	release, finished := s.slowRequest()
-	for _, site := range []string{"shop", "wiki"} {
-		if got := s.put(site, "")["in_flight"]; got != 1.0 {
-			t.Errorf("%s: in_flight is %v, want 1", site, got)
+	ofEachKind(t, func(t *testing.T, k kind) {
+		s := k.prepare(t)
+		s.after = "handle_errors {\nroute {\nmaintenance shop\nreverse_proxy " + upstream(t) + "\n}\n}"
+		s.reload("route {\nmaintenance shop\nmaintenance wiki\nmaintenance shop\nerror 502\n}")
+		release, finished := s.slowRequest()
+		for _, site := range []string{"shop", "wiki"} {
+			if got := s.put(site, "")["in_flight"]; got != 1.0 {
+				t.Errorf("%s: in_flight is %v, want 1", site, got)
+			}
 		}
-	}
-	began := time.Now()
-	if got := s.status("shop?wait=50ms")["in_flight"]; got != 1.0 || time.Since(began) < 50*time.Millisecond {
-		t.Errorf("after a wait of %s that runs out in_flight is %v, want 1", time.Since(began), got)
-	}
-	waited := make(chan any)
-	go func() { waited <- s.status("shop?wait=30s")["in_flight"] }()
-	release()
-	<-finished
-	if got := <-waited; got != 0.0 {
-		t.Errorf("after a wait in_flight is %v, want 0", got)
-	}
-	s.logged(`"drained: nothing is in flight on this instance any more"`, `"site":"shop"`, `"after":`)
-	if left := append(siteNamed("shop").inFlight.All(), siteNamed("wiki").inFlight.All()...); len(left) > 0 {
-		t.Errorf("%d are left", len(left))
-	}
-	s.delete("wiki")
-	s.wantStatus("/slow", 503)
+		began := time.Now()
+		if got := s.status("shop?wait=50ms")["in_flight"]; got != 1.0 || time.Since(began) < 50*time.Millisecond {
+			t.Errorf("after a wait of %s that runs out in_flight is %v, want 1", time.Since(began), got)
+		}
+		waited := make(chan any)
+		go func() { waited <- s.status("shop?wait=30s")["in_flight"] }()
+		release()
+		<-finished
+		if got := <-waited; got != 0.0 {
+			t.Errorf("after a wait in_flight is %v, want 0", got)
+		}
+		s.logged(`"drained: nothing is in flight on this instance any more"`, `"site":"shop"`, `"after":`)
+		if left := append(siteNamed("shop").inFlight.All(), siteNamed("wiki").inFlight.All()...); len(left) > 0 {
+			t.Errorf("%d are left", len(left))
+		}
+		s.delete("wiki")
+		s.wantStatus("/slow", 503)
+	})
 }
 
 // A gate that stands among the error routes only leaves them as they are, however many
@@ -341,13 +345,14 @@ func TestTerminationDoesNotRaceWithADial(t *testing.T) {
 
 // Who is in front of the gate sees what is done to the request behind it.
 func TestRequestIsTheSameWithAndWithoutGate(t *testing.T) {
-	const seen = "{http.request.method} {http.request.uri} {http.request.host} {http.request.header.X-Added} " +
-		"{http.request.orig_uri} {http.vars.behind}"
-	s := prepare(t)
-	s.after = "handle_errors {\nrespond `{err.status_code} " + seen + "` 404\n}"
-	var got [2]string
-	for i, gate := range []string{"", "maintenance shop"} {
-		s.reload(`
+	ofEachKind(t, func(t *testing.T, k kind) {
+		const seen = "{http.request.method} {http.request.uri} {http.request.host} {http.request.header.X-Added} " +
+			"{http.request.orig_uri} {http.vars.behind}"
+		s := k.prepare(t)
+		s.after = "handle_errors {\nrespond `{err.status_code} " + seen + "` 404\n}"
+		var got [2]string
+		for i, gate := range []string{"", "maintenance shop"} {
+			s.reload(`
 			log
 			log_append seen ` + "`" + seen + "`\n" + gate + `
 			method PUT
@@ -359,23 +364,24 @@ func TestRequestIsTheSameWithAndWithoutGate(t *testing.T) {
 				error /failing 418
 				respond ` + "`" + seen + "`" + `
 			}`)
-		before := len(s.accessLog())
-		for _, client := range clients {
-			for _, path := range []string{"/", "/old", "/failing"} {
-				answer := ask(t.Context(), client, s.url+path)
-				got[i] += fmt.Sprintln(path, answer.StatusCode, answer.body, answer.err)
+			before := len(s.accessLog())
+			for _, client := range clients {
+				for _, path := range []string{"/", "/old", "/failing"} {
+					answer := ask(t.Context(), client, s.url+path)
+					got[i] += fmt.Sprintln(path, answer.StatusCode, answer.body, answer.err)
+				}
 			}
+			eventually(t, func() error {
+				logged := s.accessLog()[before:]
+				if len(logged) != 6 {
+					return fmt.Errorf("%d requests are logged, want 6", len(logged))
+				}
+				got[i] += fmt.Sprint(logged)
+				return nil
+			})
 		}
-		eventually(t, func() error {
-			logged := s.accessLog()[before:]
-			if len(logged) != 6 {
-				return fmt.Errorf("%d requests are logged, want 6", len(logged))
-			}
-			got[i] += fmt.Sprint(logged)
-			return nil
-		})
-	}
-	if got[0] != got[1] || !strings.Contains(got[0], "404 418 GET") {
-		t.Errorf("without a gate\n%s\nbehind one\n%s", got[0], got[1])
-	}
+		if got[0] != got[1] || !strings.Contains(got[0], "404 418 GET") {
+			t.Errorf("without a gate\n%s\nbehind one\n%s", got[0], got[1])
+		}
+	})
 }

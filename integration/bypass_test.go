@@ -9,23 +9,25 @@ import (
 const testSecret = "Open-Sesame_0123456789"
 
 func TestLinkAndCookieAreGoodForEveryInstance(t *testing.T) {
-	t.Parallel()
-	fleet := newFleet(t, 2)
-	fleet[0].on("shop", `{"bypass_secret": "`+testSecret+`"}`)
-	eventually(t, patience, "the other instance follows", func() bool {
-		return fleet[1].fields("/maintenance/shop")["bypass_secret"] == true
+	eachKind(t, func(t *testing.T, k kind) {
+		fleet := newFleet(t, k, 2)
+		fleet[0].on(k.name, `{"bypass_secret": "`+testSecret+`"}`)
+		eventually(t, patience, "the other instance follows", func() bool {
+			return fleet[1].fields("/maintenance/" + k.name)["bypass_secret"] == true
+		})
+		for i := range fleet {
+			here, there := fleet[i].site, fleet[1-i].site
+			tester := newTester()
+			expectCode(t, tester, here.url()+".maintenance/"+testSecret, http.StatusOK)
+			expectCode(t, tester, here.url(), http.StatusOK)
+			expectCode(t, tester, there.url(), http.StatusOK)
+			here.expect(t, http.StatusServiceUnavailable)
+			here.expectNeighbor(t)
+			fleet[i].kill()
+			fleet[i].start(fleet[i].caddyfile(here))
+			expectCode(t, tester, here.url(), http.StatusOK)
+		}
 	})
-	for i := range fleet {
-		here, there := fleet[i].shop, fleet[1-i].shop
-		tester := newTester()
-		expectCode(t, tester, here.url()+".maintenance/"+testSecret, http.StatusOK)
-		expectCode(t, tester, here.url(), http.StatusOK)
-		expectCode(t, tester, there.url(), http.StatusOK)
-		here.expect(t, http.StatusServiceUnavailable)
-		fleet[i].kill()
-		fleet[i].start(fleet[i].caddyfile(here))
-		expectCode(t, tester, here.url(), http.StatusOK)
-	}
 }
 
 // newTester returns a visitor with a cookie jar, which does not tell ports apart.

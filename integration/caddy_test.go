@@ -315,9 +315,9 @@ func (c *caddy) awaitFile(pattern, text string) (content string) {
 	return content
 }
 
-// readRecord returns the state that is stored for shop.
-func readRecord(c *caddy) (status, error) {
-	raw, err := os.ReadFile(c.recordPath("shop"))
+// readRecord returns the state that is stored for a site.
+func readRecord(c *caddy, site string) (status, error) {
+	raw, err := os.ReadFile(c.recordPath(site))
 	if err != nil {
 		return status{}, err
 	}

@@ -23,60 +23,61 @@ func setting(variable string, usually int) int {
 // G2, G3, G4: Whatever is done at whichever instance, and whichever of them is killed,
 // the site is what the table of states says.
 func TestRandomSwitchesFollowTheTableOfStates(t *testing.T) {
-	t.Parallel()
-	seed := uint64(setting("MAINTENANCE_TEST_SEED", int(time.Now().UnixNano()&0xffffff)))
-	random := rand.New(rand.NewPCG(seed, 0))
-	t.Logf("MAINTENANCE_TEST_SEED=%d", seed)
+	eachKind(t, func(t *testing.T, k kind) {
+		seed := uint64(setting("MAINTENANCE_TEST_SEED", int(time.Now().UnixNano()&0xffffff)))
+		random := rand.New(rand.NewPCG(seed, 0))
+		t.Logf("MAINTENANCE_TEST_SEED=%d", seed)
 
-	fleet := newFleet(t, 3)
-	is := func(i instance, want status) error {
-		got, err := i.try(http.MethodGet, "shop", "")
-		if err != nil {
-			return err
-		}
-		if !got.sameSwitch(want) {
-			return fmt.Errorf("the site is %+v, want %+v", got, want)
-		}
-		if code := i.shop.visit(); (code == http.StatusOK) != (want.State == "off") {
-			return fmt.Errorf("a visitor got %d of a site that is %s", code, want.State)
-		}
-		return nil
-	}
-	now := status{State: "off"}
-	var done []string
-	for n := range setting("MAINTENANCE_TEST_SWITCHES", 100) {
-		at := random.IntN(len(fleet))
-		i := fleet[at]
-		operation := []string{"PUT", "PATCH", "DELETE", "PUT", "PATCH", "DELETE", "kill", "reload"}[random.IntN(8)]
-		done = append(done, fmt.Sprintf("%s at %d", operation, at))
-		last := strings.Join(done[max(0, len(done)-10):], ", ")
-		check := func(err error) {
-			t.Helper()
+		fleet := newFleet(t, k, 3)
+		is := func(i instance, want status) error {
+			got, err := i.try(http.MethodGet, k.name, "")
 			if err != nil {
-				t.Fatalf("%v\nafter %s", err, last)
+				return err
+			}
+			if !got.sameSwitch(want) {
+				return fmt.Errorf("the site is %+v, want %+v", got, want)
+			}
+			if code := i.site.visit(); (code == http.StatusOK) != (want.State == "off") {
+				return fmt.Errorf("a visitor got %d of a site that is %s", code, want.State)
+			}
+			return nil
+		}
+		now := status{State: "off"}
+		var done []string
+		for n := range setting("MAINTENANCE_TEST_SWITCHES", 100) {
+			at := random.IntN(len(fleet))
+			i := fleet[at]
+			operation := []string{"PUT", "PATCH", "DELETE", "PUT", "PATCH", "DELETE", "kill", "reload"}[random.IntN(8)]
+			done = append(done, fmt.Sprintf("%s at %d", operation, at))
+			last := strings.Join(done[max(0, len(done)-10):], ", ")
+			check := func(err error) {
+				t.Helper()
+				if err != nil {
+					t.Fatalf("%v\nafter %s", err, last)
+				}
+			}
+			switch operation {
+			case "kill":
+				i.kill()
+				i.start(i.caddyfile(i.site))
+				check(is(i, now))
+			case "reload":
+				check(i.load(i.caddyfile(i.site.marked(n))))
+				i.site.awaitConfig(t, n)
+			default:
+				var err error
+				now, err = i.switchRandomly(operation, n, now)
+				check(err)
+				check(is(i, now))
+			}
+			if random.IntN(2) == 0 {
+				continue // the others may not know yet
+			}
+			for _, i := range fleet {
+				eventually(t, patience, fmt.Sprintf("an instance is %+v after %s", now, last), func() bool { return is(i, now) == nil })
 			}
 		}
-		switch operation {
-		case "kill":
-			i.kill()
-			i.start(i.caddyfile(i.shop))
-			check(is(i, now))
-		case "reload":
-			check(i.load(i.caddyfile(i.shop.marked(n))))
-			i.shop.awaitConfig(t, n)
-		default:
-			var err error
-			now, err = i.switchRandomly(operation, n, now)
-			check(err)
-			check(is(i, now))
-		}
-		if random.IntN(2) == 0 {
-			continue // the others may not know yet
-		}
-		for _, i := range fleet {
-			eventually(t, patience, fmt.Sprintf("an instance is %+v after %s", now, last), func() bool { return is(i, now) == nil })
-		}
-	}
+	})
 }
 
 // switchRandomly makes a switch, and returns what the table of states makes of a site
@@ -95,7 +96,7 @@ func (i instance) switchRandomly(method string, n int, before status) (status, e
 		after = status{State: "off"}
 	}
 	began := time.Now().Truncate(time.Second)
-	got, answer, err := i.request(method, "/maintenance/shop", body)
+	got, answer, err := i.request(method, "/maintenance/"+i.site.name, body)
 	if err != nil || got != code {
 		return after, fmt.Errorf("%s got %v %d %s, want %d", method, err, got, answer, code)
 	}

@@ -10,7 +10,7 @@ import (
 // What the command sends is what the admin API takes, and shows again.
 func TestCommandSetsAndClearsEveryOption(t *testing.T) {
 	t.Parallel()
-	c, shop := startShop(t, welcome)
+	c, shop := startSite(t, literal, welcome)
 	got := c.command(strings.Fields("maintenance on shop --message Soon. --retry-after 1m --until 2050-01-31T04:00:00+01:00 " +
 		"--hold 1.5m --terminate-after 1d --secret " + testSecret)...)
 	const done = "Enabling maintenance mode for shop... done, ends by itself 2050-01-31 03:00 UTC (in "

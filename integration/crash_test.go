@@ -11,31 +11,31 @@ import (
 func TestAnsweredSwitchSurvivesKill(t *testing.T) {
 	t.Parallel()
 	c := newCaddy(t)
-	shop := newSite(t, "shop", newApp(t, welcome))
-	c.start(c.caddyfile(shop))
+	both := newSites(t, newApp(t, welcome))
+	c.start(c.caddyfile(both...))
 	for n := range 20 {
-		var answered status
+		answered := make(map[string]status)
 		want := http.StatusOK
-		if n%2 == 0 {
-			until := time.Now().Add(time.Duration(n+1) * time.Hour).Format(time.RFC3339)
-			answered = c.on("shop", fmt.Sprintf(`{"message": "Migration %d.", "until": %q}`, n, until))
-			want = http.StatusServiceUnavailable
-		} else {
-			answered = c.off("shop")
+		for _, s := range both {
+			if n%2 == 0 {
+				until := time.Now().Add(time.Duration(n+1) * time.Hour).Format(time.RFC3339)
+				answered[s.name] = c.on(s.name, fmt.Sprintf(`{"message": "Migration %d.", "until": %q}`, n, until))
+				want = http.StatusServiceUnavailable
+			} else {
+				answered[s.name] = c.off(s.name)
+			}
 		}
 		c.kill()
 
-		c.launch(c.caddyfile(shop))
-		if got := shop.first(t).code; got != want {
-			t.Fatalf("restart %d: the first visitor got %d, want %d", n, got, want)
-		}
-		eventually(t, patience, "the admin API answers", func() bool {
-			got, err := c.try(http.MethodGet, "shop", "")
-			if err == nil && !got.sameSwitch(answered) {
-				t.Fatalf("restart %d: state is %+v, and %+v was answered before", n, got, answered)
+		c.launch(c.caddyfile(both...))
+		both.expectFirst(t, want)
+		c.awaitRunning()
+		for _, s := range both {
+			if got := c.status(s.name); !got.sameSwitch(answered[s.name]) {
+				t.Fatalf("restart %d: state is %+v, and %+v was answered before", n, got, answered[s.name])
 			}
-			return err == nil
-		})
+		}
+		both[1].neighbor().expect(t, http.StatusOK)
 	}
 }
 
@@ -43,24 +43,23 @@ func TestAnsweredSwitchSurvivesKill(t *testing.T) {
 func TestMaintenanceEndsWhileCaddyIsDown(t *testing.T) {
 	t.Parallel()
 	c := newCaddy(t)
-	shop := newSite(t, "shop", newApp(t, welcome))
-	c.start(c.caddyfile(shop))
+	both := newSites(t, newApp(t, welcome))
+	c.start(c.caddyfile(both...))
 	until := time.Now().Add(2 * time.Second).UTC()
-	c.on("shop", fmt.Sprintf(`{"until": %q}`, until.Format(time.RFC3339Nano)))
-	shop.expect(t, http.StatusServiceUnavailable)
+	for _, s := range both {
+		c.on(s.name, fmt.Sprintf(`{"until": %q}`, until.Format(time.RFC3339Nano)))
+	}
+	both.expect(t, http.StatusServiceUnavailable)
 	c.kill()
 	eventually(t, patience, "its time has passed", func() bool { return time.Now().After(until) })
 
-	c.launch(c.caddyfile(shop))
-	if got := shop.first(t).code; got != http.StatusOK {
-		t.Errorf("the first visitor got %d, want 200", got)
-	}
-	eventually(t, patience, "the admin API answers", func() bool {
-		_, err := c.try(http.MethodGet, "shop", "")
-		return err == nil
-	})
-	if got := c.status("shop"); got.State != "off" || !got.Since.Equal(until) {
-		t.Errorf("got %+v, want off since %s", got, until)
+	c.launch(c.caddyfile(both...))
+	both.expectFirst(t, http.StatusOK)
+	c.awaitRunning()
+	for _, s := range both {
+		if got := c.status(s.name); got.State != "off" || !got.Since.Equal(until) {
+			t.Errorf("%s: got %+v, want off since %s", s.name, got, until)
+		}
 	}
 }
 
@@ -79,21 +78,27 @@ func TestSiteWithCorruptRecordIsBlockedUntilSwitched(t *testing.T) {
 			t.Parallel()
 			upstream := newApp(t, welcome)
 			c := newCaddy(t)
-			shop, wiki := newSite(t, "shop", upstream), newSite(t, "wiki", upstream)
-			write(t, c.recordPath("shop"), `{"version": 1, "enab`)
-			c.start(c.caddyfile(shop, wiki))
-
-			c.expect("unknown\n", "maintenance", "shop")
-			shop.expect(t, http.StatusServiceUnavailable)
-			wiki.expect(t, http.StatusOK)
-
-			if got := c.must(test.method, "shop", ""); got.State != test.state || got.Since.IsZero() {
-				t.Errorf("%s answered %+v, want %s since now", test.method, got, test.state)
+			both, wiki := newSites(t, upstream), newSite(t, "wiki", upstream)
+			for _, s := range both {
+				write(t, c.recordPath(s.name), `{"version": 1, "enab`)
 			}
-			shop.expect(t, test.code)
+			c.start(c.caddyfile(append(both, wiki)...))
+
+			for _, s := range both {
+				c.expect("unknown\n", "maintenance", s.name)
+			}
+			both.expect(t, http.StatusServiceUnavailable)
+			sites{wiki, both[1].neighbor()}.expect(t, http.StatusOK)
+
+			for _, s := range both {
+				if got := c.must(test.method, s.name, ""); got.State != test.state || got.Since.IsZero() {
+					t.Errorf("%s of %s answered %+v, want %s since now", test.method, s.name, got, test.state)
+				}
+			}
+			both.expect(t, test.code)
 			c.kill()
-			c.start(c.caddyfile(shop, wiki))
-			shop.expect(t, test.code)
+			c.start(c.caddyfile(append(both, wiki)...))
+			both.expect(t, test.code)
 		})
 	}
 }

@@ -1,6 +1,7 @@
 package integration
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -30,79 +31,80 @@ const cutLimit = 6 * time.Second
 // G5: What does not end by itself is cut off at its moment, whatever it waits for,
 // in a way that no client takes for its end. Nothing else is.
 func TestWhatDoesNotEndIsCutOff(t *testing.T) {
-	t.Parallel()
-	f := newCutFixture(t)
-	var lasting []*lastingRequest
-	for _, p := range f.protocols {
-		for _, kind := range lastingKinds {
-			if kind.only == "" || strings.Contains(kind.only, p.name) {
-				lasting = append(lasting, f.begin(p, kind))
+	eachKind(t, func(t *testing.T, k kind) {
+		f := newCutFixture(t, k)
+		var lasting []*lastingRequest
+		for _, p := range f.protocols {
+			for _, kind := range lastingKinds {
+				if kind.only == "" || strings.Contains(kind.only, p.name) {
+					lasting = append(lasting, f.begin(p, kind))
+				}
 			}
 		}
-	}
-	var untouched []*lastingRequest
-	leaveAlone := func(p protocol, path string, header ...string) {
-		r := f.begin(p, lastingKind{name: path, path: path, header: header})
-		r.expectMore(t)
-		untouched = append(untouched, r)
-	}
-	for _, p := range f.protocols {
-		leaveAlone(p, "/wiki/trickle")
-	}
-	awaitInFlight(t, f.c, len(lasting))
+		var untouched []*lastingRequest
+		leaveAlone := func(p protocol, path string, header ...string) {
+			r := f.begin(p, lastingKind{name: path, path: path, header: header})
+			r.expectMore(t)
+			untouched = append(untouched, r)
+		}
+		for _, p := range f.protocols {
+			leaveAlone(p, "/wiki/trickle")
+		}
+		awaitInFlight(t, f.c, f.site, len(lasting))
 
-	const after = time.Second
-	before := time.Now()
-	f.c.on("shop", fmt.Sprintf(`{"message": "Back at three.", "terminate_after": "%s", "bypass_secret": "%s"}`, after, testSecret))
-	moment := time.Now().Add(after)
-	for _, p := range f.protocols {
-		leaveAlone(p, "/bypassed/trickle")
-		leaveAlone(p, "/trickle", "Cookie", f.passCookie(testSecret))
-	}
-	for n := len(lasting); n > 0 && !t.Failed(); time.Sleep(2 * time.Millisecond) {
-		if n = f.c.status("shop").InFlight; n > 0 && time.Since(moment) > cutLimit {
-			t.Errorf("%d are still in flight", n)
+		const after = time.Second
+		before := time.Now()
+		f.c.on(f.site, fmt.Sprintf(`{"message": "Back at three.", "terminate_after": "%s", "bypass_secret": "%s"}`, after, testSecret))
+		moment := time.Now().Add(after)
+		for _, p := range f.protocols {
+			leaveAlone(p, "/bypassed/trickle")
+			leaveAlone(p, "/trickle", "Cookie", f.passCookie(testSecret))
 		}
-	}
-	t.Logf("drained after %s", time.Since(moment))
-	close(f.cut)
+		for n := len(lasting); n > 0 && !t.Failed(); time.Sleep(2 * time.Millisecond) {
+			if n = f.c.status(f.site).InFlight; n > 0 && time.Since(moment) > cutLimit {
+				t.Errorf("%d are still in flight", n)
+			}
+		}
+		t.Logf("drained after %s", time.Since(moment))
+		close(f.cut)
 
-	var polls int64
-	for _, r := range lasting {
-		select {
-		case <-r.ended:
-		case <-time.After(cutLimit):
-			t.Fatalf("%s: its client still waits", r.name)
+		var polls int64
+		for _, r := range lasting {
+			select {
+			case <-r.ended:
+			case <-time.After(cutLimit):
+				t.Fatalf("%s: its client still waits", r.name)
+			}
+			got := r.got
+			t.Logf("%-60s %6s %d %v", r.name, r.at.Sub(moment).Round(time.Millisecond), got.code, got.err)
+			if fault := r.kind.fault(got); fault != "" {
+				t.Errorf("%s: %s: got %d %v %.300q %v", r.name, fault, got.code, got.header, got.body, got.err)
+			}
+			if early := before.Add(after).Sub(r.at); early > 0 {
+				t.Errorf("%s: cut off %s before the moment", r.name, early)
+			}
+			if strings.HasSuffix(r.kind.path, "/poll") {
+				polls++
+			}
 		}
-		got := r.got
-		t.Logf("%-60s %6s %d %v", r.name, r.at.Sub(moment).Round(time.Millisecond), got.code, got.err)
-		if fault := r.kind.fault(got); fault != "" {
-			t.Errorf("%s: %s: got %d %v %.300q %v", r.name, fault, got.code, got.header, got.body, got.err)
+		eventually(t, patience, "the app has seen its clients leave", func() bool { return f.left.Load() == polls })
+		for _, r := range untouched {
+			r.expectMore(t)
 		}
-		if early := before.Add(after).Sub(r.at); early > 0 {
-			t.Errorf("%s: cut off %s before the moment", r.name, early)
+		_, metrics, err := f.c.request(http.MethodGet, "/metrics", "")
+		want := fmt.Sprintf(`caddy_maintenance_requests_total{outcome="terminated",site=%q} %d`, f.site, len(lasting))
+		if err != nil || !strings.Contains(metrics, want) {
+			t.Errorf("the metrics lack %s (%v)", want, err)
 		}
-		if strings.HasSuffix(r.kind.path, "/poll") {
-			polls++
-		}
-	}
-	eventually(t, patience, "the app has seen its clients leave", func() bool { return f.left.Load() == polls })
-	for _, r := range untouched {
-		r.expectMore(t)
-	}
-	_, metrics, err := f.c.request(http.MethodGet, "/metrics", "")
-	want := fmt.Sprintf(`caddy_maintenance_requests_total{outcome="terminated",site="shop"} %d`, len(lasting))
-	if err != nil || !strings.Contains(metrics, want) {
-		t.Errorf("the metrics lack %s (%v)", want, err)
-	}
 
-	// For what was cut off, the proxy has not taken the app for broken.
-	f.c.off("shop")
-	for _, p := range f.protocols {
-		if code, err := fetch(p.client, f.url("/")); code != http.StatusOK || err != nil {
-			t.Errorf("%s: got %d %v when the site is open again, want 200", p.name, code, err)
+		// For what was cut off, the proxy has not taken the app for broken.
+		f.c.off(f.site)
+		for _, p := range f.protocols {
+			if code, err := fetch(p.client, f.url("/")); code != http.StatusOK || err != nil {
+				t.Errorf("%s: got %d %v when the site is open again, want 200", p.name, code, err)
+			}
 		}
-	}
+	})
 }
 
 // lastingKind is a request that does not end by itself.
@@ -201,6 +203,7 @@ func notClosed(got answer) string {
 type cutFixture struct {
 	t         *testing.T
 	c         *caddy
+	site      string // its name
 	address   string
 	protocols []protocol
 	cut       chan struct{} // closed when all has been cut off
@@ -215,9 +218,12 @@ type protocol struct {
 	client, stalling *http.Client
 }
 
-func newCutFixture(t *testing.T) *cutFixture {
+func newCutFixture(t *testing.T, k kind) *cutFixture {
 	t.Helper()
-	f := &cutFixture{t: t, address: freeAddress(t), cut: make(chan struct{}), ended: make(chan struct{})}
+	f := &cutFixture{t: t, site: k.name, address: freeAddress(t), cut: make(chan struct{}), ended: make(chan struct{})}
+	if k.template != "" {
+		f.site = "127.0.0.1" // the host that the certificate is for
+	}
 	upstream := newApp(t, f.serve)
 	php := listen(t, "127.0.0.1:0")
 	go func() { _ = fcgi.Serve(php, http.HandlerFunc(f.serve)) }()
@@ -245,7 +251,7 @@ https://%s {
 		output discard
 	}
 	@shop not path /wiki/*
-	maintenance @shop shop {
+	maintenance @shop %s {
 		bypass /bypassed/*
 	}
 	maintenance /wiki/* wiki
@@ -266,10 +272,10 @@ https://%s {
 		max_fails 1
 	}
 	handle_errors {
-		reverse_proxy /error/* %[3]s
+		reverse_proxy /error/* %[4]s
 	}
 }
-`, f.address, php.Addr(), upstream.address()))
+`, f.address, cmp.Or(k.template, k.name), php.Addr(), upstream.address()))
 
 	config := &tls.Config{RootCAs: trusted}
 	for _, name := range []string{"HTTP/1.1", "HTTP/2.0", "HTTP/3.0"} {

@@ -18,66 +18,67 @@ import (
 
 // G5
 func TestRequestIsInFlightUntilItEnds(t *testing.T) {
-	t.Parallel()
-	const chunk, webSocket = "1\r\nx\r\n", "Connection: Upgrade\r\nUpgrade: websocket\r\n" +
-		"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
-	for _, test := range []struct {
-		name, request string          // without Host
-		proceed       func(*exchange) // gets a byte through it
-		end           func(*exchange) any
-		want          any // that the client has got in the end
-	}{
-		{
-			"slow response", "GET /slow HTTP/1.1\r\n\r\n",
-			func(*exchange) {},
-			func(e *exchange) any { close(e.app.release); return e.read() }, "200 Welcome.\n <nil>",
-		},
-		{
-			"trickling upload", "POST /upload HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n" + chunk,
-			func(e *exchange) { e.write(chunk); e.app.awaitReached(e.t) },
-			func(e *exchange) any { e.write("0\r\n\r\n"); return e.read() }, "200 Welcome.\n <nil>",
-		},
-		{
-			"streaming response", "GET /stream HTTP/1.1\r\n\r\n",
-			func(e *exchange) { e.app.release <- struct{}{}; e.app.awaitReached(e.t) },
-			func(e *exchange) any { close(e.app.release); return e.read() }, "200 xxx <nil>",
-		},
-		{ // without frames: Caddy does not look
-			"WebSocket", "GET /socket HTTP/1.1\r\n" + webSocket + "\r\nx",
-			func(e *exchange) { e.write("x"); e.app.awaitReached(e.t) },
-			func(e *exchange) any { return e.conn.Close() }, nil,
-		},
-	} {
-		t.Run(test.name, func(t *testing.T) {
-			t.Parallel()
-			upstream := newPatientApp(t)
-			c, shop := startShop(t, upstream.ServeHTTP)
-			e := begin(t, shop, upstream, test.request)
-			awaitInFlight(t, c, 1)
-			stop := watchInFlight(t, c, 1)
-			test.proceed(e)
-			c.on("shop", "")
-			shop.expect(t, http.StatusServiceUnavailable)
-			c.reload(c.caddyfile(shop.marked(1)))
-			shop.awaitConfig(t, 1)
-			test.proceed(e)
-			stop()
-			if got := test.end(e); got != test.want {
-				t.Errorf("got %v, want %v", got, test.want)
-			}
-			awaitInFlight(t, c, 0)
-		})
-	}
+	eachKind(t, func(t *testing.T, k kind) {
+		const chunk, webSocket = "1\r\nx\r\n", "Connection: Upgrade\r\nUpgrade: websocket\r\n" +
+			"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
+		for _, test := range []struct {
+			name, request string          // without Host
+			proceed       func(*exchange) // gets a byte through it
+			end           func(*exchange) any
+			want          any // that the client has got in the end
+		}{
+			{
+				"slow response", "GET /slow HTTP/1.1\r\n\r\n",
+				func(*exchange) {},
+				func(e *exchange) any { close(e.app.release); return e.read() }, "200 Welcome.\n <nil>",
+			},
+			{
+				"trickling upload", "POST /upload HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n" + chunk,
+				func(e *exchange) { e.write(chunk); e.app.awaitReached(e.t) },
+				func(e *exchange) any { e.write("0\r\n\r\n"); return e.read() }, "200 Welcome.\n <nil>",
+			},
+			{
+				"streaming response", "GET /stream HTTP/1.1\r\n\r\n",
+				func(e *exchange) { e.app.release <- struct{}{}; e.app.awaitReached(e.t) },
+				func(e *exchange) any { close(e.app.release); return e.read() }, "200 xxx <nil>",
+			},
+			{ // without frames: Caddy does not look
+				"WebSocket", "GET /socket HTTP/1.1\r\n" + webSocket + "\r\nx",
+				func(e *exchange) { e.write("x"); e.app.awaitReached(e.t) },
+				func(e *exchange) any { return e.conn.Close() }, nil,
+			},
+		} {
+			t.Run(test.name, func(t *testing.T) {
+				t.Parallel()
+				upstream := newPatientApp(t)
+				c, s := startSite(t, k, upstream.ServeHTTP)
+				e := begin(t, s, upstream, test.request)
+				awaitInFlight(t, c, k.name, 1)
+				stop := watchInFlight(t, c, k.name, 1)
+				test.proceed(e)
+				c.on(k.name, "")
+				s.expect(t, http.StatusServiceUnavailable)
+				c.reload(c.caddyfile(s.marked(1)))
+				s.awaitConfig(t, 1)
+				test.proceed(e)
+				stop()
+				if got := test.end(e); got != test.want {
+					t.Errorf("got %v, want %v", got, test.want)
+				}
+				awaitInFlight(t, c, k.name, 0)
+			})
+		}
+	})
 }
 
 // watchInFlight fails the test if the admin API ever tells another number,
 // until it is stopped.
-func watchInFlight(t *testing.T, c *caddy, want int) (stop func()) {
+func watchInFlight(t *testing.T, c *caddy, site string, want int) (stop func()) {
 	done := make(chan struct{})
 	var watch sync.WaitGroup
 	watch.Go(func() {
 		repeat(done, func() {
-			if s, err := c.try(http.MethodGet, "shop", ""); err != nil || s.InFlight != want {
+			if s, err := c.try(http.MethodGet, site, ""); err != nil || s.InFlight != want {
 				t.Errorf("%d in flight (%v), want %d", s.InFlight, err, want)
 			}
 			time.Sleep(5 * time.Millisecond) // leaves others something of the machine
@@ -89,10 +90,10 @@ func watchInFlight(t *testing.T, c *caddy, want int) (stop func()) {
 	}
 }
 
-func awaitInFlight(t *testing.T, c *caddy, want int) {
+func awaitInFlight(t *testing.T, c *caddy, site string, want int) {
 	t.Helper()
 	eventually(t, patience, fmt.Sprintf("%d are in flight", want), func() bool {
-		return c.status("shop").InFlight == want
+		return c.status(site).InFlight == want
 	})
 }
 
@@ -192,52 +193,53 @@ func (e *exchange) read() string {
 
 // G5
 func TestBrokenExchangesLeaveNothingInFlight(t *testing.T) {
-	t.Parallel()
-	upstream := newPatientApp(t)
-	shop := newSite(t, "shop", newApp(t, upstream.ServeHTTP))
-	var hanging [10]*patientApp // of each client
-	for i := range hanging {
-		hanging[i] = newPatientApp(t)
-	}
-	broken := newSite(t, "shop", newApp(t, func(w http.ResponseWriter, r *http.Request) {
-		if i, err := strconv.Atoi(r.Header.Get("Client")); err == nil {
-			hanging[i].ServeHTTP(w, r)
-			return
+	eachKind(t, func(t *testing.T, k kind) {
+		upstream := newPatientApp(t)
+		s := k.newSite(t, newApp(t, upstream.ServeHTTP))
+		var hanging [10]*patientApp // of each client
+		for i := range hanging {
+			hanging[i] = newPatientApp(t)
 		}
-		serveUnreliably(w, r)
-	}))
-	c := newCaddy(t)
-	c.options = "servers {\n protocols h1 h2c\n}"
-	c.start(c.caddyfile(shop, broken))
-	lasting := begin(t, shop, upstream, "GET /slow HTTP/1.1\r\n\r\n")
-
-	var clients sync.WaitGroup
-	for i := range hanging {
-		client := newKeepAliveClient(i%2 == 0)
-		clients.Go(func() {
-			defer client.CloseIdleConnections()
-			for range 10 {
-				for _, path := range []string{"close", "cut", "panic"} {
-					_, _ = fetch(client, broken.url()+path)
-				}
-				hanging[i].leave(client, broken, i)
-				if conn, err := net.Dial("tcp", broken.address); err == nil { // and leave in the middle of a body
-					_, _ = io.WriteString(conn, broken.addHost("POST /drop HTTP/1.1\r\nContent-Length: 1000\r\n\r\nnot all of it"))
-					_ = conn.Close()
-				}
+		broken := k.newSite(t, newApp(t, func(w http.ResponseWriter, r *http.Request) {
+			if i, err := strconv.Atoi(r.Header.Get("Client")); err == nil {
+				hanging[i].ServeHTTP(w, r)
+				return
 			}
-		})
-	}
-	clients.Wait()
-	awaitInFlight(t, c, 1)
+			serveUnreliably(w, r)
+		}))
+		c := newCaddy(t)
+		c.options = "servers {\n protocols h1 h2c\n}"
+		c.start(c.caddyfile(s, broken))
+		lasting := begin(t, s, upstream, "GET /slow HTTP/1.1\r\n\r\n")
 
-	close(upstream.release)
-	_ = lasting.read()
-	awaitInFlight(t, c, 0)
-	c.on("shop", "")
-	if got := c.must(http.MethodGet, "shop?wait=20s", ""); got.InFlight != 0 {
-		t.Errorf("%d in flight after waiting", got.InFlight)
-	}
+		var clients sync.WaitGroup
+		for i := range hanging {
+			client := newKeepAliveClient(i%2 == 0)
+			clients.Go(func() {
+				defer client.CloseIdleConnections()
+				for range 10 {
+					for _, path := range []string{"close", "cut", "panic"} {
+						_, _ = fetch(client, broken.url()+path)
+					}
+					hanging[i].leave(client, broken, i)
+					if conn, err := dial(t.Context(), "tcp", broken.host()); err == nil { // and leave in the middle of a body
+						_, _ = io.WriteString(conn, broken.addHost("POST /drop HTTP/1.1\r\nContent-Length: 1000\r\n\r\nnot all of it"))
+						_ = conn.Close()
+					}
+				}
+			})
+		}
+		clients.Wait()
+		awaitInFlight(t, c, k.name, 1)
+
+		close(upstream.release)
+		_ = lasting.read()
+		awaitInFlight(t, c, k.name, 0)
+		c.on(k.name, "")
+		if got := c.must(http.MethodGet, k.name+"?wait=20s", ""); got.InFlight != 0 {
+			t.Errorf("%d in flight after waiting", got.InFlight)
+		}
+	})
 }
 
 // serveUnreliably breaks what it is asked for.
@@ -279,18 +281,22 @@ func (a *patientApp) leave(client *http.Client, s site, i int) {
 // G5: What is kept out is not in flight, not even for a moment. Few looks would meet that.
 func TestBlockedLoadIsNeverInFlight(t *testing.T) {
 	t.Parallel()
-	c, shop := startShop(t, welcome)
-	c.on("shop", "")
+	both := newSites(t, newApp(t, welcome))
+	c := newCaddy(t)
+	c.start(c.caddyfile(both...))
+	for _, s := range both {
+		c.on(s.name, "")
+	}
 	var clients, looks sync.WaitGroup
 	done := make(chan struct{})
 	defer clients.Wait()
 	defer close(done)
-	for range 8 {
-		client, admin := newKeepAliveClient(true), newKeepAliveClient(true)
+	for i := range 8 {
+		s, client, admin := both[i%2], newKeepAliveClient(true), newKeepAliveClient(true)
 		clients.Go(func() {
 			defer client.CloseIdleConnections()
 			repeat(done, func() {
-				if code, err := fetch(client, shop.url()); err != nil || code != http.StatusServiceUnavailable {
+				if code, err := fetch(client, s.url()); err != nil || code != http.StatusServiceUnavailable {
 					t.Errorf("a visitor got %d %v, want 503", code, err)
 				}
 			})
@@ -298,7 +304,7 @@ func TestBlockedLoadIsNeverInFlight(t *testing.T) {
 		looks.Go(func() {
 			defer admin.CloseIdleConnections()
 			for range 2500 {
-				got := ask(admin, http.MethodGet, "http://"+c.admin+"/maintenance/shop", nil)
+				got := ask(admin, http.MethodGet, "http://"+c.admin+"/maintenance/"+s.name, nil)
 				if !strings.Contains(got.body, `"in_flight":0`) {
 					t.Errorf("got %+v, want none in flight", got)
 					return
@@ -312,38 +318,39 @@ func TestBlockedLoadIsNeverInFlight(t *testing.T) {
 // G5: The command goes on when the last request has ended, and not only when it looks
 // again, a second after it has last looked. If its time is over before, the site stays on.
 func TestWaitReturnsWhenLastRequestHasEnded(t *testing.T) {
-	t.Parallel()
-	upstream := newPatientApp(t)
-	c, shop := startShop(t, upstream.ServeHTTP)
-	slow := begin(t, shop, upstream, "GET /slow HTTP/1.1\r\n\r\n")
-	left := "shop: not drained in 300ms: 1 in flight on " + hostname(t) + "; maintenance stays on\n"
-	for _, line := range []string{"maintenance on shop --wait 300ms", "maintenance shop --wait 300ms"} {
-		if got := c.command(strings.Fields(line)...); got.code != 2 || got.stderr != left || strings.Contains(got.stdout, "drained") {
-			t.Errorf("caddy %s: got %+v, want status 2 and stderr %q", line, got, left)
+	eachKind(t, func(t *testing.T, k kind) {
+		upstream := newPatientApp(t)
+		c, s := startSite(t, k, upstream.ServeHTTP)
+		slow := begin(t, s, upstream, "GET /slow HTTP/1.1\r\n\r\n")
+		left := k.name + ": not drained in 300ms: 1 in flight on " + hostname(t) + "; maintenance stays on\n"
+		for _, line := range []string{"maintenance on " + k.name + " --wait 300ms", "maintenance " + k.name + " --wait 300ms"} {
+			if got := c.command(strings.Fields(line)...); got.code != 2 || got.stderr != left || strings.Contains(got.stdout, "drained") {
+				t.Errorf("caddy %s: got %+v, want status 2 and stderr %q", line, got, left)
+			}
+			c.expect("on\n", "maintenance", k.name)
+			s.expect(t, http.StatusServiceUnavailable)
 		}
-		c.expect("on\n", "maintenance", "shop")
-		shop.expect(t, http.StatusServiceUnavailable)
-	}
 
-	file, err := os.Create(filepath.Join(c.dir, "printed"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	wait := c.prepare("maintenance", "on", "shop", "--message", "Soon.", "--wait", "10s")
-	wait.Stdout, wait.Stderr = file, file
-	if err := wait.Start(); err != nil {
-		t.Fatal(err)
-	}
-	c.awaitFile("printed", "\nshop: 1 in flight on "+hostname(t)+"\n")
-	released := time.Now()
-	close(upstream.release)
-	if err := wait.Wait(); err != nil || time.Since(released) > 700*time.Millisecond {
-		t.Errorf("the command returned %s after the last request had ended: %v", time.Since(released), err)
-	}
-	if got := slow.read(); got != "200 Welcome.\n <nil>" {
-		t.Errorf("the last request got %s", got)
-	}
-	c.awaitFile("printed", hostname(t)+"\ndrained\n")
+		file, err := os.Create(filepath.Join(c.dir, "printed"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		wait := c.prepare("maintenance", "on", k.name, "--message", "Soon.", "--wait", "10s")
+		wait.Stdout, wait.Stderr = file, file
+		if err := wait.Start(); err != nil {
+			t.Fatal(err)
+		}
+		c.awaitFile("printed", "\n"+k.name+": 1 in flight on "+hostname(t)+"\n")
+		released := time.Now()
+		close(upstream.release)
+		if err := wait.Wait(); err != nil || time.Since(released) > 700*time.Millisecond {
+			t.Errorf("the command returned %s after the last request had ended: %v", time.Since(released), err)
+		}
+		if got := slow.read(); got != "200 Welcome.\n <nil>" {
+			t.Errorf("the last request got %s", got)
+		}
+		c.awaitFile("printed", hostname(t)+"\ndrained\n")
+	})
 }
 
 func hostname(t *testing.T) string {

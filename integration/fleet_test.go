@@ -18,19 +18,19 @@ const (
 	followTime   = syncInterval + 2*time.Second
 )
 
-// instance is a Caddy of a fleet and its site, shop.
+// instance is a Caddy of a fleet and its site.
 type instance struct {
 	*caddy
-	shop site
+	site site
 }
 
 // newFleet starts Caddys that share a storage.
-func newFleet(t *testing.T, size int) []instance {
+func newFleet(t *testing.T, k kind, size int) []instance {
 	t.Helper()
-	return startFleet(t, size, newCaddy, "")
+	return startFleet(t, k, size, newCaddy, "")
 }
 
-func startFleet(t *testing.T, size int, newOne func(*testing.T) *caddy, options string) []instance {
+func startFleet(t *testing.T, k kind, size int, newOne func(*testing.T) *caddy, options string) []instance {
 	t.Helper()
 	upstream := newApp(t, welcome)
 	storage := t.TempDir()
@@ -39,8 +39,8 @@ func startFleet(t *testing.T, size int, newOne func(*testing.T) *caddy, options 
 		c := newOne(t)
 		c.storage = storage
 		c.options = fmt.Sprintf("maintenance {\n sync_interval %s\n}\n%s", syncInterval, options)
-		fleet[i] = instance{c, newSite(t, "shop", upstream)}
-		c.start(c.caddyfile(fleet[i].shop))
+		fleet[i] = instance{c, k.newSite(t, upstream)}
+		c.start(c.caddyfile(fleet[i].site))
 	}
 	return fleet
 }
@@ -54,114 +54,119 @@ func (i instance) follow(answered status, at time.Time) {
 		want = http.StatusServiceUnavailable
 	}
 	eventually(i.t, time.Until(at.Add(followTime)), "the instance follows", func() bool {
-		return i.shop.visit() == want && i.status("shop").sameSwitch(answered)
+		return i.site.visit() == want && i.status(i.site.name).sameSwitch(answered)
 	})
+	i.site.expectNeighbor(i.t)
 }
 
 // G4
 func TestInstancesFollowEachOther(t *testing.T) {
-	t.Parallel()
-	for _, size := range []int{2, 3} {
-		t.Run(fmt.Sprintf("%d instances", size), func(t *testing.T) {
-			t.Parallel()
-			fleet := newFleet(t, size)
-			for n := range 24 { // each kind of switch is made at each instance, twice at least
-				// A message of its own tells each switch from those before.
-				options := fmt.Sprintf(`{"message": "Migration %d.", "until": "2999-01-01T00:00:%02dZ"}`, n, n)
-				var answered status
-				switch n % 4 {
-				case 0, 1:
-					answered = fleet[n%size].on("shop", options)
-				case 2:
-					answered = fleet[n%size].must(http.MethodPatch, "shop", options)
-				case 3:
-					answered = fleet[n%size].off("shop")
+	eachKind(t, func(t *testing.T, k kind) {
+		for _, size := range []int{2, 3} {
+			t.Run(fmt.Sprintf("%d instances", size), func(t *testing.T) {
+				t.Parallel()
+				fleet := newFleet(t, k, size)
+				for n := range 24 { // each kind of switch is made at each instance, twice at least
+					// A message of its own tells each switch from those before.
+					options := fmt.Sprintf(`{"message": "Migration %d.", "until": "2999-01-01T00:00:%02dZ"}`, n, n)
+					var answered status
+					switch n % 4 {
+					case 0, 1:
+						answered = fleet[n%size].on(k.name, options)
+					case 2:
+						answered = fleet[n%size].must(http.MethodPatch, k.name, options)
+					case 3:
+						answered = fleet[n%size].off(k.name)
+					}
+					at := time.Now()
+					for _, instance := range fleet {
+						instance.follow(answered, at)
+					}
 				}
-				at := time.Now()
-				for _, instance := range fleet {
-					instance.follow(answered, at)
-				}
-			}
-		})
-	}
+			})
+		}
+	})
 }
 
 // G4
 func TestOppositeSwitchesAtOnceEndInOneState(t *testing.T) {
-	t.Parallel()
-	fleet := newFleet(t, 3)
-	for n := range 10 {
-		answered := fleet[2].on("shop", "")
-		at := time.Now()
-		for _, instance := range fleet {
-			instance.follow(answered, at)
-		}
-
-		var switches sync.WaitGroup
-		switches.Go(func() {
-			if _, err := fleet[n%2].try(http.MethodPut, "shop", fmt.Sprintf(`{"message": "Migration %d."}`, n)); err != nil {
-				t.Error(err)
-			}
-		})
-		switches.Go(func() {
-			if _, err := fleet[1-n%2].try(http.MethodDelete, "shop", ""); err != nil {
-				t.Error(err)
-			}
-		})
-		switches.Wait()
-		eventually(t, 2*followTime, "all instances are as the record says", func() bool {
-			record, err := readRecord(fleet[0].caddy)
-			if err != nil {
-				t.Fatal(err)
-			}
+	eachKind(t, func(t *testing.T, k kind) {
+		fleet := newFleet(t, k, 3)
+		for n := range 10 {
+			answered := fleet[2].on(k.name, "")
+			at := time.Now()
 			for _, instance := range fleet {
-				if !instance.status("shop").sameSwitch(record) {
-					return false
-				}
+				instance.follow(answered, at)
 			}
-			return true
-		})
-	}
+
+			var switches sync.WaitGroup
+			switches.Go(func() {
+				if _, err := fleet[n%2].try(http.MethodPut, k.name, fmt.Sprintf(`{"message": "Migration %d."}`, n)); err != nil {
+					t.Error(err)
+				}
+			})
+			switches.Go(func() {
+				if _, err := fleet[1-n%2].try(http.MethodDelete, k.name, ""); err != nil {
+					t.Error(err)
+				}
+			})
+			switches.Wait()
+			eventually(t, 2*followTime, "all instances are as the record says", func() bool {
+				record, err := readRecord(fleet[0].caddy, k.name)
+				if err != nil {
+					t.Fatal(err)
+				}
+				for _, instance := range fleet {
+					if !instance.status(k.name).sameSwitch(record) {
+						return false
+					}
+				}
+				return true
+			})
+		}
+	})
 }
 
 // G4: A switch knows of the one before it, wherever that was made.
 func TestSwitchOffRightAfterSwitchOnElsewhereHolds(t *testing.T) {
-	t.Parallel()
-	fleet := newFleet(t, 2)
-	for n := range 20 {
-		on, off := fleet[n%2], fleet[1-n%2]
-		on.on("shop", "")
-		answered := off.off("shop")
-		at := time.Now()
-		if answered.State != "off" {
-			t.Fatalf("DELETE answered %+v", answered)
+	eachKind(t, func(t *testing.T, k kind) {
+		fleet := newFleet(t, k, 2)
+		for n := range 20 {
+			on, off := fleet[n%2], fleet[1-n%2]
+			on.on(k.name, "")
+			answered := off.off(k.name)
+			at := time.Now()
+			if answered.State != "off" {
+				t.Fatalf("DELETE answered %+v", answered)
+			}
+			on.follow(answered, at)
+			off.follow(answered, at)
 		}
-		on.follow(answered, at)
-		off.follow(answered, at)
-	}
+	})
 }
 
 // G4: Each instance tells its own handlers, once.
 func TestEachInstanceEmitsTheChangesOfAll(t *testing.T) {
-	t.Parallel()
-	fleet := startFleet(t, 2, newTestCaddy, "events {\n on maintenance_enabled maintenance_test\n on maintenance_disabled maintenance_test\n}")
-	var want [2]string
-	change := func(at int, method, body, state string) {
-		fleet[at].must(method, "shop", body)
-		fleet[1-at].awaitState("shop", state)
-		event := map[string]string{"on": "maintenance_enabled", "off": "maintenance_disabled"}[state]
-		for i, source := range map[int]string{at: "api", 1 - at: "sync"} {
-			want[i] += fmt.Sprintf("%s {\"message\":\"Back.\",\"site\":\"shop\",\"source\":%q,\"until\":\"\"}\n", event, source)
+	eachKind(t, func(t *testing.T, k kind) {
+		fleet := startFleet(t, k, 2, newTestCaddy, "events {\n on maintenance_enabled maintenance_test\n on maintenance_disabled maintenance_test\n}")
+		var want [2]string
+		change := func(at int, method, body, state string) {
+			fleet[at].must(method, k.name, body)
+			fleet[1-at].awaitState(k.name, state)
+			event := map[string]string{"on": "maintenance_enabled", "off": "maintenance_disabled"}[state]
+			for i, source := range map[int]string{at: "api", 1 - at: "sync"} {
+				want[i] += fmt.Sprintf("%s {\"message\":\"Back.\",\"site\":%q,\"source\":%q,\"until\":\"\"}\n", event, k.name, source)
+			}
 		}
-	}
-	for n := range 5 {
-		change(n%2, http.MethodPut, `{"message": "Back."}`, "on")
-		change(0, http.MethodDelete, "", "off")
-	}
-	for i, instance := range fleet {
-		eventually(t, patience, "the instance has told\n"+want[i], func() bool {
-			told, _ := os.ReadFile(filepath.Join(instance.dir, "events"))
-			return string(told) == want[i]
-		})
-	}
+		for n := range 5 {
+			change(n%2, http.MethodPut, `{"message": "Back."}`, "on")
+			change(0, http.MethodDelete, "", "off")
+		}
+		for i, instance := range fleet {
+			eventually(t, patience, "the instance has told\n"+want[i], func() bool {
+				told, _ := os.ReadFile(filepath.Join(instance.dir, "events"))
+				return string(told) == want[i]
+			})
+		}
+	})
 }

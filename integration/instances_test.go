@@ -25,6 +25,7 @@ func (c *caddy) reports() []string {
 // fleetOf is a fleet whose instances are known by their letters, A first.
 type fleetOf struct {
 	t      *testing.T
+	kind   kind // of its site
 	all    []instance
 	app    *patientApp
 	names  []string // of their reports
@@ -32,23 +33,23 @@ type fleetOf struct {
 }
 
 // newNamedFleet starts instances whose storage can fail.
-func newNamedFleet(t *testing.T, size int) *fleetOf {
+func newNamedFleet(t *testing.T, k kind, size int) *fleetOf {
 	t.Helper()
-	f := &fleetOf{t: t, app: newPatientApp(t), shared: t.TempDir()}
+	f := &fleetOf{t: t, kind: k, app: newPatientApp(t), shared: t.TempDir()}
 	for range size {
-		f.join("shop", syncInterval, "")
+		f.join(syncInterval)
 	}
 	return f
 }
 
 // join starts another instance, and returns when it has reported.
-func (f *fleetOf) join(site string, interval time.Duration, options string) instance {
+func (f *fleetOf) join(interval time.Duration) instance {
 	f.t.Helper()
 	c := newTestCaddy(f.t)
 	c.storage, c.storageModule = f.shared, "maintenance_faulty"
-	c.options = fmt.Sprintf("maintenance {\n sync_interval %s\n}\n%s", interval, options)
-	i := instance{c, newSite(f.t, site, newApp(f.t, f.app.ServeHTTP))}
-	c.start(c.caddyfile(i.shop))
+	c.options = fmt.Sprintf("maintenance {\n sync_interval %s\n}", interval)
+	i := instance{c, f.kind.newSite(f.t, newApp(f.t, f.app.ServeHTTP))}
+	c.start(c.caddyfile(i.site))
 	f.all = append(f.all, i)
 	eventually(f.t, patience, "the instance reports", func() bool {
 		for _, path := range c.reports() {
@@ -83,11 +84,14 @@ func (f *fleetOf) exit(i int) {
 var ages = regexp.MustCompile(`(heard of|since|HEARD OF) .*?( ago|UTC)`)
 
 // run runs a command line at the first instance, and returns what it says, with letters for
-// the names of instances and without times.
-func (f *fleetOf) run(line string) string { return f.plain(f.all[0].command(strings.Fields(line)...)) }
+// the names of instances and without times. The site of the fleet is called shop in both.
+func (f *fleetOf) run(line string) string {
+	line = strings.ReplaceAll(line, "shop", f.kind.name)
+	return f.plain(f.all[0].command(strings.Fields(line)...))
+}
 
 func (f *fleetOf) plain(got output) string {
-	text := got.stdout + got.stderr
+	text := strings.ReplaceAll(got.stdout+got.stderr, f.kind.name, "shop")
 	for i, name := range f.names {
 		text = strings.ReplaceAll(text, name, string(rune('A'+i)))
 	}
@@ -120,91 +124,101 @@ const (
 //
 // G11
 func TestSwitchSpeaksForTheFleet(t *testing.T) {
-	t.Parallel()
-	for _, test := range []struct {
-		name    string
-		matter  func(f *fleetOf)
-		on, off string
-	}{
-		{"nothing", func(*fleetOf) {}, "done (3 instances)\n0", "done (3 instances)\n0"},
-		{
-			"it was killed", func(f *fleetOf) { f.all[2].kill() },
-			"done on A, B; " + mayLetIn, "done on A, B; no word from C, last heard of … ago: it may still block requests\n2",
-		},
-		{
-			"it was killed and is back",
-			func(f *fleetOf) {
-				f.all[2].kill()
-				f.all[2].start(f.all[2].caddyfile(f.all[2].shop))
+	eachKind(t, func(t *testing.T, k kind) {
+		for _, test := range []struct {
+			name    string
+			matter  func(f *fleetOf)
+			on, off string
+		}{
+			{"nothing", func(*fleetOf) {}, "done (3 instances)\n0", "done (3 instances)\n0"},
+			{
+				"it was killed", func(f *fleetOf) { f.all[2].kill() },
+				"done on A, B; " + mayLetIn, "done on A, B; no word from C, last heard of … ago: it may still block requests\n2",
 			},
-			"done (3 instances)\n0", "done (3 instances)\n0",
-		},
-		{"it is stopped", func(f *fleetOf) { f.signal(2, sigStop) }, "done on A, B; " + mayLetIn, ""},
-		{"its storage hangs", func(f *fleetOf) { f.fault(2, "hang load") }, "done on A, B; " + mayLetIn, ""},
-		{"its storage fails", func(f *fleetOf) { f.fault(2, "fail load, fail store") }, "done on A, B; " + mayLetIn, ""},
-		{"its storage says that nothing is there", func(f *fleetOf) { f.fault(2, "lose load") }, "done on A, B; " + mayLetIn, ""},
-		{"it cannot report", func(f *fleetOf) { f.fault(2, "fail store") }, "done on A, B; " + mayLetIn, ""},
-		{"it has exited", func(f *fleetOf) { f.exit(2) }, "done (2 instances)\n0", "done (2 instances)\n0"},
-		{
-			"it does not have the site any more",
-			func(f *fleetOf) { f.all[2].reload(f.all[2].caddyfile(newSite(f.t, "store", newApp(f.t, welcome)))) },
-			"done on A, B; the config of C does not have the site: nothing keeps requests out there\n2", "done on A, B; the config of C does not have the site\n2",
-		},
-		{
-			"it has no gate any more",
-			func(f *fleetOf) {
-				f.all[2].reload("{\nadmin " + f.all[2].admin + "\n}")
-				eventually(f.t, patience, "its report is removed", func() bool { return len(f.all[0].reports()) == 2 })
+			{
+				"it was killed and is back",
+				func(f *fleetOf) {
+					f.all[2].kill()
+					f.all[2].start(f.all[2].caddyfile(f.all[2].site))
+				},
+				"done (3 instances)\n0", "done (3 instances)\n0",
 			},
-			"done (2 instances)\n0", "",
-		},
-		{
-			"it is taken to another storage by a reload",
-			func(f *fleetOf) {
-				f.all[2].storage = f.t.TempDir()
-				f.all[2].reload(f.all[2].caddyfile(f.all[2].shop))
-				eventually(f.t, patience, "its report is removed", func() bool { return len(f.all[0].reports()) == 2 })
+			{"it is stopped", func(f *fleetOf) { f.signal(2, sigStop) }, "done on A, B; " + mayLetIn, ""},
+			{"its storage hangs", func(f *fleetOf) { f.fault(2, "hang load") }, "done on A, B; " + mayLetIn, ""},
+			{"its storage fails", func(f *fleetOf) { f.fault(2, "fail load, fail store") }, "done on A, B; " + mayLetIn, ""},
+			{"its storage says that nothing is there", func(f *fleetOf) { f.fault(2, "lose load") }, "done on A, B; " + mayLetIn, ""},
+			{"it cannot report", func(f *fleetOf) { f.fault(2, "fail store") }, "done on A, B; " + mayLetIn, ""},
+			{"it has exited", func(f *fleetOf) { f.exit(2) }, "done (2 instances)\n0", "done (2 instances)\n0"},
+			{
+				"it does not have the site any more",
+				func(f *fleetOf) { f.all[2].reload(f.all[2].caddyfile(newSite(f.t, "store", newApp(f.t, welcome)))) },
+				"done on A, B; the config of C does not have the site: nothing keeps requests out there\n2", "done on A, B; the config of C does not have the site\n2",
 			},
-			"done (2 instances)\n0", "",
-		},
-		{
-			"it has refused a config",
-			func(f *fleetOf) {
-				broken := f.all[2].shop
-				broken.address = listen(f.t, "127.0.0.1:0").Addr().String()
-				refuse(f.t, f.all[2].caddy, f.all[2].caddyfile(broken), "bind")
+			{
+				"its template does not make the name",
+				func(f *fleetOf) {
+					other := f.all[2].site
+					other.template = "store-{host}"
+					f.all[2].reload(f.all[2].caddyfile(other))
+				},
+				"done on A, B; the config of C does not have the site: nothing keeps requests out there\n2", "done on A, B; the config of C does not have the site\n2",
 			},
-			"done (3 instances)\n0", "done (3 instances)\n0",
-		},
-		{
-			"it is another one, on another storage",
-			func(f *fleetOf) {
-				f.exit(2)
-				f.all[2].storage = f.t.TempDir()
-				f.all[2].start(f.all[2].caddyfile(f.all[2].shop))
+			{
+				"it has no gate any more",
+				func(f *fleetOf) {
+					f.all[2].reload("{\nadmin " + f.all[2].admin + "\n}")
+					eventually(f.t, patience, "its report is removed", func() bool { return len(f.all[0].reports()) == 2 })
+				},
+				"done (2 instances)\n0", "",
 			},
-			"done (2 instances)\n0", "",
-		},
-		{
-			"it is slow by its config",
-			func(f *fleetOf) {
-				f.exit(2)
-				f.join("shop", 2*time.Second, "")
+			{
+				"it is taken to another storage by a reload",
+				func(f *fleetOf) {
+					f.all[2].storage = f.t.TempDir()
+					f.all[2].reload(f.all[2].caddyfile(f.all[2].site))
+					eventually(f.t, patience, "its report is removed", func() bool { return len(f.all[0].reports()) == 2 })
+				},
+				"done (2 instances)\n0", "",
 			},
-			"done (3 instances)\n0", "done (3 instances)\n0",
-		},
-	} {
-		t.Run(test.name, func(t *testing.T) {
-			t.Parallel()
-			f := newNamedFleet(t, 3)
-			test.matter(f)
-			f.expect("maintenance on shop", enabling+test.on)
-			if test.off != "" {
-				f.expect("maintenance off shop", disabling+test.off)
-			}
-			f.signalIfThere(2, sigCont)
-		})
-	}
+			{
+				"it has refused a config",
+				func(f *fleetOf) {
+					broken := f.all[2].site
+					broken.address = listen(f.t, "127.0.0.1:0").Addr().String()
+					refuse(f.t, f.all[2].caddy, f.all[2].caddyfile(broken), "bind")
+				},
+				"done (3 instances)\n0", "done (3 instances)\n0",
+			},
+			{
+				"it is another one, on another storage",
+				func(f *fleetOf) {
+					f.exit(2)
+					f.all[2].storage = f.t.TempDir()
+					f.all[2].start(f.all[2].caddyfile(f.all[2].site))
+				},
+				"done (2 instances)\n0", "",
+			},
+			{
+				"it is slow by its config",
+				func(f *fleetOf) {
+					f.exit(2)
+					f.join(2 * time.Second)
+				},
+				"done (3 instances)\n0", "done (3 instances)\n0",
+			},
+		} {
+			t.Run(test.name, func(t *testing.T) {
+				t.Parallel()
+				f := newNamedFleet(t, k, 3)
+				test.matter(f)
+				f.expect("maintenance on shop", enabling+test.on)
+				if test.off != "" {
+					f.expect("maintenance off shop", disabling+test.off)
+				}
+				f.signalIfThere(2, sigCont)
+			})
+		}
+	})
 }
 
 func (f *fleetOf) signalIfThere(i int, signal os.Signal) {
@@ -218,18 +232,19 @@ func (f *fleetOf) signalIfThere(i int, signal os.Signal) {
 //
 // G11
 func TestInstanceThatWasAwayIsBack(t *testing.T) {
-	t.Parallel()
-	f := newNamedFleet(t, 3)
-	f.signal(2, sigStop)
-	f.expect("maintenance on shop", enabling+"done on A, B; "+mayLetIn)
-	f.expect("maintenance forget "+f.names[1], "Forgetting B... failed\nError: B answers; only an instance that is silent can be forgotten\n1")
-	f.signal(2, sigCont)
-	eventually(t, patience, "it follows", func() bool { return f.all[2].shop.visit() == http.StatusServiceUnavailable })
-	f.expect("maintenance on shop", enabling+"done (3 instances; was already on since …UTC)\n0")
-	f.all[2].kill()
-	f.expect("maintenance forget "+f.names[2], "Forgetting C... done\n0")
-	f.expect("maintenance off shop", disabling+"done (2 instances)\n0")
-	f.expect("maintenance forget nobody", "Forgetting nobody... failed\nError: no report of an instance nobody is there; `caddy maintenance instances` lists those that are\n1")
+	eachKind(t, func(t *testing.T, k kind) {
+		f := newNamedFleet(t, k, 3)
+		f.signal(2, sigStop)
+		f.expect("maintenance on shop", enabling+"done on A, B; "+mayLetIn)
+		f.expect("maintenance forget "+f.names[1], "Forgetting B... failed\nError: B answers; only an instance that is silent can be forgotten\n1")
+		f.signal(2, sigCont)
+		eventually(t, patience, "it follows", func() bool { return f.all[2].site.visit() == http.StatusServiceUnavailable })
+		f.expect("maintenance on shop", enabling+"done (3 instances; was already on since …UTC)\n0")
+		f.all[2].kill()
+		f.expect("maintenance forget "+f.names[2], "Forgetting C... done\n0")
+		f.expect("maintenance off shop", disabling+"done (2 instances)\n0")
+		f.expect("maintenance forget nobody", "Forgetting nobody... failed\nError: no report of an instance nobody is there; `caddy maintenance instances` lists those that are\n1")
+	})
 }
 
 // waiting is a command line that waits.
@@ -247,7 +262,7 @@ func (f *fleetOf) wait(limit string) *waiting {
 	if err != nil {
 		f.t.Fatal(err)
 	}
-	cmd := f.all[0].prepare("maintenance", "on", "shop", "--wait", limit)
+	cmd := f.all[0].prepare("maintenance", "on", f.kind.name, "--wait", limit)
 	cmd.Stdout, cmd.Stderr = file, file
 	if err := cmd.Start(); err != nil {
 		f.t.Fatal(err)
@@ -293,136 +308,137 @@ func (w *waiting) end(code int, texts ...string) {
 //
 // G11, G5
 func TestDrainedIsSaidOfTheFleet(t *testing.T) {
-	t.Parallel()
-	request := func(f *fleetOf) *exchange { return begin(f.t, f.all[1].shop, f.app, "GET /slow HTTP/1.1\r\n\r\n") }
-	for _, test := range []struct {
-		name string
-		run  func(f *fleetOf)
-	}{
-		{"a request that ends", func(f *fleetOf) {
-			slow := request(f)
-			w := f.wait("20s")
-			w.await("1 in flight on B")
-			close(f.app.release)
-			w.end(0, "drained (2 instances)")
-			if got := slow.read(); !strings.HasPrefix(got, "200") {
-				f.t.Errorf("the request got %s", got)
-			}
-		}},
-		{"a WebSocket that is closed", func(f *fleetOf) {
-			socket := f.all[1].shop.open(f.t, "GET /socket HTTP/1.1\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\nx")
-			f.app.awaitReached(f.t)
-			w := f.wait("20s")
-			w.await("1 in flight on B")
-			_ = socket.Close()
-			w.end(0, "drained (2 instances)")
-		}},
-		{"a request that does not end", func(f *fleetOf) {
-			request(f)
-			w := f.wait("1s")
-			w.end(2, "shop: not drained in 1s: 1 in flight on B; maintenance stays on")
-		}},
-		{"a request that was held and released", func(f *fleetOf) {
-			f.expect("maintenance on shop --hold 5m", enabling+"done (2 instances)\n0")
-			held := f.all[1].shop.open(f.t, "GET /slow HTTP/1.1\r\n\r\n")
-			awaitHeld(f.t, f.all[1].caddy, 1)
-			f.wait("20s").end(0, "drained (2 instances)") // what is held is not at the app
-			f.all[0].off("shop")
-			f.app.awaitReached(f.t)
-			w := f.wait("21s")
-			w.await("1 in flight on B")
-			_ = held.Close()
-			w.end(0, "drained (2 instances)")
-		}},
-		{"its instance is killed", func(f *fleetOf) {
-			request(f)
-			w := f.wait("1s")
-			w.await("1 in flight on B")
-			f.all[1].kill()
-			w.end(2, "maintenance stays on")
-			f.wait("12s").end(2, "shop: not drained in 12s: no word from B, last heard of … ago; maintenance stays on")
-		}},
-		{"its instance stops, and it ends", func(f *fleetOf) {
-			slow := request(f)
-			w := f.wait("20s")
-			w.await("1 in flight on B")
-			f.signal(1, syscall.SIGTERM)
-			w.await("B is stopping, 1 in flight")
-			close(f.app.release)
-			w.end(0, "drained", "drained (2 instances)") // it has ended, or is about to
-			_ = slow.read()
-			_ = f.all[1].process.Wait()
-		}},
-		{"its instance stops with a WebSocket, and cuts it", func(f *fleetOf) {
-			f.all[1].shop.open(f.t, "GET /socket HTTP/1.1\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\nx")
-			f.app.awaitReached(f.t)
-			w := f.wait("20s")
-			w.await("1 in flight on B")
-			f.signal(1, syscall.SIGTERM)
-			w.end(0, "drained", "drained (2 instances)")
-			_ = f.all[1].process.Wait()
-		}},
-		{"another instance joins", func(f *fleetOf) {
-			request(f)
-			w := f.wait("20s")
-			w.await("1 in flight on B")
-			joined := f.join("shop", syncInterval, "")
-			joined.shop.expect(f.t, http.StatusServiceUnavailable)
-			close(f.app.release)
-			w.end(0, "drained (3 instances)")
-		}},
-		{"its config is replaced", func(f *fleetOf) {
-			request(f)
-			w := f.wait("20s")
-			w.await("1 in flight on B")
-			for n := range 3 {
-				f.all[n%2].reload(f.all[n%2].caddyfile(f.all[n%2].shop.marked(n)))
-			}
-			close(f.app.release)
-			w.end(0, "drained (2 instances)")
-		}},
-		{"its config loses the gate", func(f *fleetOf) {
-			slow := request(f)
-			f.all[1].reload("{\nadmin " + f.all[1].admin + "\n}")
-			w := f.wait("20s")
-			w.await("no word from B")
-			close(f.app.release)
-			w.end(2, "drained") // when it was switched, nobody knew
-			_ = slow.read()
-		}},
-		{"all are restarted, one after the other", func(f *fleetOf) {
-			f.join("shop", syncInterval, "")
-			request(f)
-			w := f.wait("20s")
-			w.await("1 in flight on B")
-			close(f.app.release)
-			for n := 1; n < 3; n++ {
-				f.exit(n)
-				f.all[n].start(f.all[n].caddyfile(f.all[n].shop))
-				f.all[n].shop.expect(f.t, http.StatusServiceUnavailable)
-			}
-			select {
-			case code := <-w.done:
-				if code != 0 {
-					f.t.Errorf("got %d\n%s", code, w.printed())
+	eachKind(t, func(t *testing.T, k kind) {
+		request := func(f *fleetOf) *exchange { return begin(f.t, f.all[1].site, f.app, "GET /slow HTTP/1.1\r\n\r\n") }
+		for _, test := range []struct {
+			name string
+			run  func(f *fleetOf)
+		}{
+			{"a request that ends", func(f *fleetOf) {
+				slow := request(f)
+				w := f.wait("20s")
+				w.await("1 in flight on B")
+				close(f.app.release)
+				w.end(0, "drained (2 instances)")
+				if got := slow.read(); !strings.HasPrefix(got, "200") {
+					f.t.Errorf("the request got %s", got)
 				}
-			case <-time.After(2 * patience):
-				f.t.Error("the command goes on")
-			}
-		}},
-		{"somebody opens the site", func(f *fleetOf) {
-			request(f)
-			w := f.wait("20s")
-			w.await("1 in flight on B")
-			f.all[1].off("shop")
-			w.end(1, "Error: shop is open: while this waited for it to be drained, it was switched off or its maintenance ended by itself")
-		}},
-	} {
-		t.Run(test.name, func(t *testing.T) {
-			t.Parallel()
-			test.run(newNamedFleet(t, 2))
-		})
-	}
+			}},
+			{"a WebSocket that is closed", func(f *fleetOf) {
+				socket := f.all[1].site.open(f.t, "GET /socket HTTP/1.1\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\nx")
+				f.app.awaitReached(f.t)
+				w := f.wait("20s")
+				w.await("1 in flight on B")
+				_ = socket.Close()
+				w.end(0, "drained (2 instances)")
+			}},
+			{"a request that does not end", func(f *fleetOf) {
+				request(f)
+				w := f.wait("1s")
+				w.end(2, "shop: not drained in 1s: 1 in flight on B; maintenance stays on")
+			}},
+			{"a request that was held and released", func(f *fleetOf) {
+				f.expect("maintenance on shop --hold 5m", enabling+"done (2 instances)\n0")
+				held := f.all[1].site.open(f.t, "GET /slow HTTP/1.1\r\n\r\n")
+				awaitHeld(f.t, f.all[1].caddy, f.kind.name, 1)
+				f.wait("20s").end(0, "drained (2 instances)") // what is held is not at the app
+				f.all[0].off(f.kind.name)
+				f.app.awaitReached(f.t)
+				w := f.wait("21s")
+				w.await("1 in flight on B")
+				_ = held.Close()
+				w.end(0, "drained (2 instances)")
+			}},
+			{"its instance is killed", func(f *fleetOf) {
+				request(f)
+				w := f.wait("1s")
+				w.await("1 in flight on B")
+				f.all[1].kill()
+				w.end(2, "maintenance stays on")
+				f.wait("12s").end(2, "shop: not drained in 12s: no word from B, last heard of … ago; maintenance stays on")
+			}},
+			{"its instance stops, and it ends", func(f *fleetOf) {
+				slow := request(f)
+				w := f.wait("20s")
+				w.await("1 in flight on B")
+				f.signal(1, syscall.SIGTERM)
+				w.await("B is stopping, 1 in flight")
+				close(f.app.release)
+				w.end(0, "drained", "drained (2 instances)") // it has ended, or is about to
+				_ = slow.read()
+				_ = f.all[1].process.Wait()
+			}},
+			{"its instance stops with a WebSocket, and cuts it", func(f *fleetOf) {
+				f.all[1].site.open(f.t, "GET /socket HTTP/1.1\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\nx")
+				f.app.awaitReached(f.t)
+				w := f.wait("20s")
+				w.await("1 in flight on B")
+				f.signal(1, syscall.SIGTERM)
+				w.end(0, "drained", "drained (2 instances)")
+				_ = f.all[1].process.Wait()
+			}},
+			{"another instance joins", func(f *fleetOf) {
+				request(f)
+				w := f.wait("20s")
+				w.await("1 in flight on B")
+				joined := f.join(syncInterval)
+				joined.site.expect(f.t, http.StatusServiceUnavailable)
+				close(f.app.release)
+				w.end(0, "drained (3 instances)")
+			}},
+			{"its config is replaced", func(f *fleetOf) {
+				request(f)
+				w := f.wait("20s")
+				w.await("1 in flight on B")
+				for n := range 3 {
+					f.all[n%2].reload(f.all[n%2].caddyfile(f.all[n%2].site.marked(n)))
+				}
+				close(f.app.release)
+				w.end(0, "drained (2 instances)")
+			}},
+			{"its config loses the gate", func(f *fleetOf) {
+				slow := request(f)
+				f.all[1].reload("{\nadmin " + f.all[1].admin + "\n}")
+				w := f.wait("20s")
+				w.await("no word from B")
+				close(f.app.release)
+				w.end(2, "drained") // when it was switched, nobody knew
+				_ = slow.read()
+			}},
+			{"all are restarted, one after the other", func(f *fleetOf) {
+				f.join(syncInterval)
+				request(f)
+				w := f.wait("20s")
+				w.await("1 in flight on B")
+				close(f.app.release)
+				for n := 1; n < 3; n++ {
+					f.exit(n)
+					f.all[n].start(f.all[n].caddyfile(f.all[n].site))
+					f.all[n].site.expect(f.t, http.StatusServiceUnavailable)
+				}
+				select {
+				case code := <-w.done:
+					if code != 0 {
+						f.t.Errorf("got %d\n%s", code, w.printed())
+					}
+				case <-time.After(2 * patience):
+					f.t.Error("the command goes on")
+				}
+			}},
+			{"somebody opens the site", func(f *fleetOf) {
+				request(f)
+				w := f.wait("20s")
+				w.await("1 in flight on B")
+				f.all[1].off(f.kind.name)
+				w.end(1, "Error: shop is open: while this waited for it to be drained, it was switched off or its maintenance ended by itself")
+			}},
+		} {
+			t.Run(test.name, func(t *testing.T) {
+				t.Parallel()
+				test.run(newNamedFleet(t, k, 2))
+			})
+		}
+	})
 }
 
 // When one instance has said that all is done, no request gets through any, and none is kept
@@ -434,15 +450,16 @@ func TestDoneHoldsOnAllInstancesUnderLoad(t *testing.T) {
 	const switches, interval = 100, 100 * time.Millisecond
 	upstream := newApp(t, welcome)
 	shared := t.TempDir()
-	var fleet []instance
+	var fleet []*caddy
+	var gates []sites // of each of the fleet
 	for range 5 {
 		c := newCaddy(t)
 		c.storage = shared
 		c.options = fmt.Sprintf("maintenance {\n sync_interval %s\n}", interval)
-		fleet = append(fleet, instance{c, newSite(t, "shop", upstream)})
+		fleet, gates = append(fleet, c), append(gates, newSites(t, upstream))
 	}
-	for _, i := range fleet {
-		i.start(i.caddyfile(i.shop))
+	for i, c := range fleet {
+		c.start(c.caddyfile(gates[i]...))
 	}
 	eventually(t, patience, "all report", func() bool { return len(fleet[0].reports()) == len(fleet) })
 
@@ -452,12 +469,13 @@ func TestDoneHoldsOnAllInstancesUnderLoad(t *testing.T) {
 	var clients sync.WaitGroup
 	done := make(chan struct{})
 	for n := range 10 {
-		shop, client := fleet[n%len(fleet)].shop, newKeepAliveClient(true)
+		s, client := gates[n/2][n%2], newKeepAliveClient(true)
 		clients.Go(func() {
 			defer client.CloseIdleConnections()
 			repeat(done, func() {
+				time.Sleep(3 * time.Millisecond) // leaves others something of the machine
 				before := want.Load()
-				code, err := fetch(client, shop.url())
+				code, err := fetch(client, s.url())
 				if before == 0 || want.Load() != before {
 					return
 				}
@@ -479,7 +497,7 @@ func TestDoneHoldsOnAllInstancesUnderLoad(t *testing.T) {
 		}
 		want.Store(0)
 		began := time.Now()
-		if got := fleet[n%len(fleet)].command("maintenance", verb, "shop"); got.code != 0 || !strings.HasSuffix(got.stdout, "done (5 instances)\n") {
+		if got := fleet[n%len(fleet)].command("maintenance", verb, "shop", "acme.example"); got.code != 0 || strings.Count(got.stdout, "done (5 instances)\n") != 2 {
 			t.Fatalf("switch %d: %+v", n, got)
 		}
 		took = append(took, time.Since(began))
@@ -497,7 +515,7 @@ func TestClockThatIsOffIsNamed(t *testing.T) {
 	for offset, words := range map[time.Duration]string{time.Hour: "1h0m0s ahead of", -time.Hour: "1h0m0s behind"} {
 		t.Run(words, func(t *testing.T) {
 			t.Parallel()
-			f := newNamedFleet(t, 1)
+			f := newNamedFleet(t, literal, 1)
 			f.names = append(f.names, "ghost-1")
 			ghost := func() {
 				var journal []struct{ ID string }

@@ -20,7 +20,7 @@ var binary string
 func TestMain(m *testing.M) {
 	runAsCaddy()
 	// Tests wait for processes most of the time, so that more of them run at once than there are cores.
-	_ = flag.Set("test.parallel", strconv.Itoa(max(12, 2*runtime.GOMAXPROCS(0))))
+	_ = flag.Set("test.parallel", strconv.Itoa(max(16, 2*runtime.GOMAXPROCS(0))))
 	flag.Parse()
 	os.Exit(buildAndRun(m))
 }
@@ -54,12 +54,13 @@ const patience = 30 * time.Second
 // does not in time.
 func eventually(t *testing.T, limit time.Duration, what string, condition func() bool) {
 	t.Helper()
-	deadline := time.Now().Add(limit)
+	began := time.Now()
 	for !condition() {
-		if time.Now().After(deadline) {
+		waited := time.Since(began)
+		if waited > limit {
 			t.Fatalf("waited %s in vain until %s", limit, what)
 		}
-		time.Sleep(2 * time.Millisecond)
+		time.Sleep(min(max(waited/20, 2*time.Millisecond), 20*time.Millisecond)) // leaves others something of the machine
 	}
 }
 

@@ -67,7 +67,8 @@ func TestRecipeLinks(t *testing.T) {
 	if listed, chapters := find(`(?m)^- \[.*\]\((#.*)\)$`, list), anchors(t, recipesPath, "## "); !slices.Equal(listed, chapters) {
 		t.Errorf("listed are\n%s\nand there are\n%s", strings.Join(listed, "\n"), strings.Join(chapters, "\n"))
 	}
-	for _, from := range []string{"../README.md", recipesPath, "../docs/troubleshooting.md", "../docs/reference.md"} {
+	pages, _ := filepath.Glob("../docs/*.md")
+	for _, from := range append(pages, "../README.md") {
 		for _, link := range find(`\]\(\s*([^)]*)\)`, readFile(t, from)) {
 			file, anchor, hasAnchor := strings.Cut(link, "#")
 			path := from
@@ -232,27 +233,14 @@ func TestRecipeCron(t *testing.T) {
 	bin := filepath.Join(r.caddy.dir, "bin")
 	backup := func(exitStatus int) {
 		t.Helper()
-		path := filepath.Join(bin, "backup-shop")
-		write(t, path, fmt.Sprintf("#!/bin/sh\ncaddy maintenance shop-backup >%s/state-at-backup\nexit %d\n", bin, exitStatus))
-		if err := os.Chmod(path, 0o700); err != nil {
-			t.Fatal(err)
-		}
+		r.install("backup-shop", fmt.Sprintf("caddy maintenance shop-backup >state-at-backup\nexit %d\n", exitStatus))
 	}
 	backup(0)
-	if err := os.Symlink(binary, filepath.Join(bin, "caddy")); err != nil {
-		t.Fatal(err)
-	}
 	cron := func(command, wantMail string, wantCode int) {
 		t.Helper()
-		cmd := exec.Command("/bin/sh", "-c", strings.ReplaceAll(command, "%", "\n"))
-		cmd.Dir = r.caddy.dir
-		cmd.Env = append(find(`(?m)^(\w+=.*)$`, strings.ReplaceAll(table, "/usr/local/bin", bin)),
-			"HOME="+r.caddy.dir, "LOGNAME=root", "SHELL=/bin/sh",
-			"CADDY_ADMIN="+r.caddy.admin, "GORACE=atexit_sleep_ms=0") // not cron's
-		mail, _ := cmd.CombinedOutput()
-		checkRaces(t, string(mail))
-		code := cmd.ProcessState.ExitCode()
-		if code != wantCode || !strings.HasPrefix(string(mail), wantMail) || (wantMail == "") != (len(mail) == 0) {
+		mail, code := r.shell(strings.ReplaceAll(command, "%", "\n"),
+			append(find(`(?m)^(\w+=.*)$`, strings.ReplaceAll(table, "/usr/local/bin", bin)), "HOME="+r.caddy.dir, "LOGNAME=root", "SHELL=/bin/sh")...)
+		if code != wantCode || !strings.HasPrefix(mail, wantMail) || (wantMail == "") != (mail == "") {
 			t.Errorf("%s: got %d %s, want %d %s", command, code, mail, wantCode, wantMail)
 		}
 	}
@@ -264,7 +252,7 @@ func TestRecipeCron(t *testing.T) {
 		t.Errorf("got %+v", got)
 	}
 	cron(commands[1], "", 0)
-	if state := readFile(t, filepath.Join(bin, "state-at-backup")); state != "on\n" {
+	if state := readFile(t, filepath.Join(r.caddy.dir, "state-at-backup")); state != "on\n" {
 		t.Errorf("at the backup the shop was %q", state)
 	}
 	r.expect("caddy maintenance shop-backup", "off\n")
@@ -280,6 +268,53 @@ func TestRecipeCron(t *testing.T) {
 	r.caddy.kill()
 	for _, command := range commands {
 		cron(command, "Error: Caddy cannot be reached", 1)
+	}
+}
+
+// install puts a script beside the Caddy that scripts call.
+func (r *docReader) install(name, script string) {
+	r.t.Helper()
+	path := filepath.Join(r.caddy.dir, "bin", name)
+	write(r.t, path, "#!/bin/sh\n"+script)
+	if err := os.Chmod(path, 0o700); err != nil {
+		r.t.Fatal(err)
+	}
+	if err := os.Symlink(binary, filepath.Join(r.caddy.dir, "bin", "caddy")); err != nil && !os.IsExist(err) {
+		r.t.Fatal(err)
+	}
+}
+
+// shell has sh run a script.
+func (r *docReader) shell(script string, environment ...string) (printed string, code int) {
+	cmd := exec.Command("/bin/sh", "-c", script)
+	cmd.Dir = r.caddy.dir
+	cmd.Env = append(environment, "CADDY_ADMIN="+r.caddy.admin, "GORACE=atexit_sleep_ms=0")
+	output, _ := cmd.CombinedOutput()
+	checkRaces(r.t, string(output))
+	return string(output), cmd.ProcessState.ExitCode()
+}
+
+// Tenants
+
+// The loop closes one tenant at a time, and leaves the one closed that it fails for.
+func TestTenantsAreMigratedOneByOne(t *testing.T) {
+	t.Parallel()
+	r := newReader(t)
+	c := readChapter(t, "../docs/tenants.md", "Subdomains, with a wildcard")
+	r.load(r.only(c, "caddyfile"))
+	for _, test := range []struct{ migrate, printed, closed string }{
+		{"caddy maintenance --json", "acme globex", ""},
+		{"caddy maintenance --json; [ $1 != acme.example.com ]", "acme", "acme"},
+	} {
+		r.install("migrate", test.migrate)
+		printed, _ := r.shell(r.only(c, "sh"), "PATH="+filepath.Join(r.caddy.dir, "bin"))
+		if got := strings.Join(find(`"site":"(\w+)\.`, printed), " "); got != test.printed {
+			t.Errorf("%s: migrated while closed are %q, want %q: %s", test.migrate, got, test.printed, printed)
+		}
+		_, list, _ := r.caddy.request(http.MethodGet, "/maintenance", "")
+		if got := strings.Join(find(`"site":"(\w+)\.`, list), " "); got != test.closed {
+			t.Errorf("%s: closed is %q, want %q", test.migrate, got, test.closed)
+		}
 	}
 }
 

@@ -280,7 +280,7 @@ func TestReferenceHasEveryFlag(t *testing.T) {
 
 func TestReferenceHasEveryMetric(t *testing.T) {
 	t.Parallel()
-	c, _ := startShop(t, welcome)
+	c, _ := startSite(t, literal, welcome)
 	rows := readTable(t, readReference(t, "## Metrics"), "name", 1)
 	metrics := func() string {
 		_, text, err := c.request(http.MethodGet, "/metrics", "")
@@ -562,16 +562,16 @@ func lastingClients(t *testing.T, c *caddy, shop site, upstream *patientApp) map
 		"held, and the site opens": func(query string) string {
 			c.on("shop", `{"hold": "5m"}`)
 			result := send(visitors, shop.url()+query)
-			awaitHeld(t, c, 1)
+			awaitHeld(t, c, "shop", 1)
 			c.off("shop")
 			return describe(t, <-result)
 		},
 		"held, and has left": func(query string) string {
 			c.on("shop", `{"hold": "5m"}`)
 			conn := shop.open(t, "GET /"+query+" HTTP/1.1\r\n\r\n")
-			awaitHeld(t, c, 1)
+			awaitHeld(t, c, "shop", 1)
 			conn.Close()
-			awaitHeld(t, c, 0)
+			awaitHeld(t, c, "shop", 0)
 			return "nothing"
 		},
 		"let in before": func(query string) string {

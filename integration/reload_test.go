@@ -18,53 +18,74 @@ func TestSwitchedOnSiteStaysClosed(t *testing.T) {
 	upstream := newApp(t, welcome)
 	c := newCaddy(t)
 	c.options = "maintenance {\n sync_interval 200ms\n}"
-	shop := newSite(t, "shop", upstream)
-	c.start(c.caddyfile(shop))
-	switched := c.on("shop", `{"message": "Back soon."}`)
-	elsewhere, broken, unbound := shop, shop, shop
+	both := newSites(t, upstream)
+	c.start(c.caddyfile(both...))
+	switched := make(map[string]status)
+	for _, s := range both {
+		switched[s.name] = c.on(s.name, `{"message": "Back soon."}`)
+	}
+	elsewhere, broken, unbound, named := both[0], both[0], both[0], both[1]
 	elsewhere.name, elsewhere.address = "other", freeAddress(t)
 	broken.address, broken.directives = freeAddress(t), "header X-Config ( 1"
 	unbound.address = listen(t, "127.0.0.1:0").Addr().String()
-	loseRecord := func() { remove(t, c.recordPath("shop")) }
-	reload := func() { c.reload(c.caddyfile(shop)) }
+	named.template = ""
+	ofEach := func(do func(s site)) func() {
+		return func() {
+			for _, s := range both {
+				do(s)
+			}
+		}
+	}
+	loseRecords := ofEach(func(s site) { remove(t, c.recordPath(s.name)) })
+	garbleRecords := ofEach(func(s site) { write(t, c.recordPath(s.name), "{") })
+	olderRecords := ofEach(func(s site) { write(t, c.recordPath(s.name), `{"version": 1, "enabled": false}`) })
+	reload := func() { c.reload(c.caddyfile(both...)) }
 	journal := filepath.Join(c.storage, "maintenance", "journal.json")
-	otherSwitches := func() { write(t, journal, `[{"id":"`+rand.Text()+`","site":"shop"}]`) }
+	otherSwitches := func() {
+		write(t, journal, `[{"id":"`+rand.Text()+`","site":"shop"},{"id":"`+rand.Text()+`","site":"acme.example"}]`)
+	}
 
-	prober := probe(t, shop)
-	defer prober.stop()
+	var probers []*prober
+	for _, s := range both {
+		prober := probe(t, s)
+		defer prober.stop()
+		probers = append(probers, prober)
+	}
 	for _, disturbance := range []struct {
 		name  string
 		steps []func()
 	}{
 		{"reload with the same config", []func(){reload}},
 		{"reload with a changed config", []func(){func() {
-			c.reload(c.caddyfile(shop.marked(1)))
-			shop.awaitConfig(t, 1)
+			c.reload(c.caddyfile(both.marked(1)...))
+			both.awaitConfig(t, 1)
 		}}},
 		{"reload without the gate and back", []func(){func() { c.reload(c.caddyfile(elsewhere)) }, reload}},
-		{"config that fails in Provision", []func(){func() { refuse(t, c, c.caddyfile(shop, broken), "provision") }}},
-		{"config that fails in Start", []func(){func() { refuse(t, c, c.caddyfile(shop, unbound), "bind") }}},
-		{"record lost, reload", []func(){loseRecord, reload}},
-		{"record lost, switch elsewhere", []func(){loseRecord, otherSwitches}},
-		{"record lost with the journal", []func(){loseRecord, func() { remove(t, journal) }}},
+		{"reload with the tenant named in place of the template", []func(){func() { c.reload(c.caddyfile(both[0], named)) }}},
+		{"reload with the template", []func(){reload}},
+		{"config that fails in Provision", []func(){func() { refuse(t, c, c.caddyfile(append(both, broken)...), "provision") }}},
+		{"config that fails in Start", []func(){func() { refuse(t, c, c.caddyfile(append(both, unbound)...), "bind") }}},
+		{"records lost, reload", []func(){loseRecords, reload}},
+		{"records lost, switch elsewhere", []func(){loseRecords, otherSwitches}},
+		{"records lost with the journal", []func(){loseRecords, func() { remove(t, journal) }}},
 		{"everything lost", []func(){func() { remove(t, filepath.Join(c.storage, "maintenance")) }}},
-		{"record garbled, reload", []func(){func() { write(t, c.recordPath("shop"), "{") }, reload}},
-		{"older record comes back", []func(){
-			func() { write(t, c.recordPath("shop"), `{"version": 1, "enabled": false}`) }, otherSwitches,
-		}},
-		{"kill and restart", []func(){c.kill, func() { c.start(c.caddyfile(shop)) }}},
+		{"records garbled, reload", []func(){garbleRecords, reload}},
+		{"older records come back", []func(){olderRecords, otherSwitches}},
+		{"kill and restart", []func(){c.kill, func() { c.start(c.caddyfile(both...)) }}},
 	} {
 		t.Log(disturbance.name)
 		for _, step := range disturbance.steps {
 			step()
 		}
-		eventually(t, patience, "the record says on", func() bool {
-			record, err := readRecord(c)
-			return err == nil && record.State == "on"
-		})
-		prober.more(20)
-		if got := c.status("shop"); !got.sameSwitch(switched) {
-			t.Errorf("%s: state is %+v, and %+v was answered", disturbance.name, got, switched)
+		for i, s := range both {
+			eventually(t, patience, "the record of "+s.name+" says on", func() bool {
+				record, err := readRecord(c, s.name)
+				return err == nil && record.State == "on"
+			})
+			probers[i].more(20)
+			if got := c.status(s.name); !got.sameSwitch(switched[s.name]) {
+				t.Errorf("%s: state is %+v, and %+v was answered", disturbance.name, got, switched[s.name])
+			}
 		}
 		if n := upstream.requests.Load(); n > 0 {
 			t.Fatalf("%s: %d requests reached the app", disturbance.name, n)

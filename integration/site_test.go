@@ -1,6 +1,8 @@
 package integration
 
 import (
+	"cmp"
+	"context"
 	"fmt"
 	"io"
 	"math/rand/v2"
@@ -42,6 +44,7 @@ func welcome(w http.ResponseWriter, _ *http.Request) {
 // site is a site block: a gate before a proxy.
 type site struct {
 	name, address, upstream string
+	template                string // what its maintenance directive says, if that is not its name
 	block                   string // of its maintenance directive
 	mark                    string // header field of every response
 	directives              string // further ones
@@ -52,13 +55,90 @@ func newSite(t *testing.T, name string, upstream *app) site {
 	return site{name: name, address: freeAddress(t), upstream: upstream.address()}
 }
 
-// startShop runs a Caddy with one site, shop, before an app.
-func startShop(t *testing.T, handler http.HandlerFunc) (*caddy, site) {
+// kind is a kind of site. What holds for a site that the config names holds for one whose name
+// is made of each request.
+type kind struct{ kind, name, template string }
+
+var (
+	literal = kind{kind: "literal", name: "shop"}
+	tenant  = kind{"tenant", "acme.example", "{host}"}
+)
+
+// eachKind runs a test over both kinds of sites.
+func eachKind(t *testing.T, test func(t *testing.T, k kind)) {
+	t.Helper()
+	t.Parallel()
+	for _, k := range []kind{literal, tenant} {
+		t.Run(k.kind, func(t *testing.T) {
+			t.Parallel()
+			test(t, k)
+		})
+	}
+}
+
+func (k kind) newSite(t *testing.T, upstream *app) site {
+	t.Helper()
+	s := newSite(t, k.name, upstream)
+	if s.template = k.template; s.template != "" {
+		s.address = ":" + freePort(t)
+	}
+	return s
+}
+
+// sites are sites of one Caddy.
+type sites []site
+
+// newSites returns a site of each kind.
+func newSites(t *testing.T, upstream *app) sites {
+	t.Helper()
+	return sites{literal.newSite(t, upstream), tenant.newSite(t, upstream)}
+}
+
+func (l sites) expect(t *testing.T, want int) {
+	t.Helper()
+	for _, s := range l {
+		s.expect(t, want)
+	}
+}
+
+func (l sites) marked(config int) (marked sites) {
+	for _, s := range l {
+		marked = append(marked, s.marked(config))
+	}
+	return marked
+}
+
+func (l sites) awaitConfig(t *testing.T, want int) {
+	t.Helper()
+	for _, s := range l {
+		s.awaitConfig(t, want)
+	}
+}
+
+// expectFirst fails the test if the first visitors of a starting Caddy get another status.
+func (l sites) expectFirst(t *testing.T, want int) {
+	t.Helper()
+	for _, s := range l {
+		if got := s.first(t).code; got != want {
+			t.Errorf("the first visitor of %s got %d, want %d", s.name, got, want)
+		}
+	}
+}
+
+func (l sites) expectNeighbors(t *testing.T) {
+	t.Helper()
+	for _, s := range l {
+		s.expectNeighbor(t)
+	}
+}
+
+// startSite runs a Caddy with one site before an app.
+func startSite(t *testing.T, k kind, handler http.HandlerFunc) (*caddy, site) {
 	t.Helper()
 	upstream := newApp(t, handler) // which ends after Caddy
-	c, shop := newCaddy(t), newSite(t, "shop", upstream)
-	c.start(c.caddyfile(shop))
-	return c, shop
+	c, s := newCaddy(t), k.newSite(t, upstream)
+	c.start(c.caddyfile(s))
+	return c, s
 }
 
 // marked returns the site with a header that tells by which config a response
@@ -71,14 +151,36 @@ func (s site) marked(config int) site {
 // gate returns the maintenance directive, which a header field that the 503 is to have
 // precedes in a route.
 func (s site) gate() string {
-	gate := fmt.Sprintf("maintenance %s %s", s.name, s.block)
+	gate := fmt.Sprintf("maintenance %s %s", cmp.Or(s.template, s.name), s.block)
 	if s.mark != "" {
 		return "route {\nheader " + s.mark + "\n" + gate + "\n}"
 	}
 	return gate
 }
 
-func (s site) url() string { return "http://" + s.address + "/" }
+func (s site) url() string { return "http://" + s.host() + "/" }
+
+// host is what visitors ask for.
+func (s site) host() string {
+	if s.template == "" {
+		return s.address
+	}
+	return s.name + s.address
+}
+
+// neighbor returns another site of the same template.
+func (s site) neighbor() site {
+	s.name = "neighbor.example"
+	return s
+}
+
+// expectNeighbor fails the test if another site of the same template, if there is one, is not open.
+func (s site) expectNeighbor(t *testing.T) {
+	t.Helper()
+	if s.template != "" {
+		s.neighbor().expect(t, http.StatusOK)
+	}
+}
 
 // visit returns the status that a visitor gets, 0 if there is no response.
 func (s site) visit() int {
@@ -116,7 +218,7 @@ func (s site) first(t *testing.T) (got answer) {
 // open sends the beginning of a request, without its Host, on a connection of its own.
 func (s site) open(t *testing.T, request string) net.Conn {
 	t.Helper()
-	conn, err := net.Dial("tcp", s.address)
+	conn, err := dial(t.Context(), "tcp", s.host())
 	if err == nil {
 		err = conn.SetDeadline(time.Now().Add(patience))
 		_, _ = io.WriteString(conn, s.addHost(request))
@@ -129,21 +231,29 @@ func (s site) open(t *testing.T, request string) net.Conn {
 }
 
 func (s site) addHost(request string) string {
-	return strings.Replace(request, "\r\n", "\r\nHost: "+s.address+"\r\n", 1)
+	return strings.Replace(request, "\r\n", "\r\nHost: "+s.host()+"\r\n", 1)
 }
 
 // Visitors
 
 // visitors come with a new connection for each request, and follow no redirect.
 var visitors = &http.Client{
-	Timeout: patience, Transport: &http.Transport{DisableKeepAlives: true},
+	Timeout: patience, Transport: &http.Transport{DisableKeepAlives: true, DialContext: dial},
 	CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+}
+
+// dial connects to a site. No name server knows a tenant.
+func dial(ctx context.Context, network, address string) (net.Conn, error) {
+	if host, port, err := net.SplitHostPort(address); err == nil && strings.HasSuffix(host, ".example") {
+		address = "127.0.0.1:" + port
+	}
+	return new(net.Dialer).DialContext(ctx, network, address)
 }
 
 // newKeepAliveClient returns a client that keeps to one connection, over
 // HTTP/1.1 or else h2c.
 func newKeepAliveClient(http1 bool) *http.Client {
-	transport := &http.Transport{Protocols: new(http.Protocols)}
+	transport := &http.Transport{Protocols: new(http.Protocols), DialContext: dial}
 	transport.Protocols.SetHTTP1(http1)
 	transport.Protocols.SetUnencryptedHTTP2(!http1)
 	return &http.Client{Timeout: patience, Transport: transport}

@@ -3,6 +3,7 @@ package integration
 import (
 	"net/http"
 	"strconv"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -11,25 +12,27 @@ import (
 
 // G1, G5
 func TestSwitchHoldsFromItsAnswerOn(t *testing.T) {
-	t.Parallel()
-	h := newHammer(t)
-	h.run(func(int) {})
-	if n := h.errors.Load(); n > 0 {
-		t.Errorf("%d requests got no response", n)
-	}
+	eachKind(t, func(t *testing.T, k kind) {
+		h := newHammer(t, k)
+		h.run(func(int) {})
+		if n := h.errors.Load(); n > 0 {
+			t.Errorf("%d requests got no response", n)
+		}
+	})
 }
 
 // G1, G5
 func TestSwitchHoldsFromItsAnswerOnDuringReloads(t *testing.T) {
-	t.Parallel()
-	h := newHammer(t)
-	h.run(func(n int) {
-		if err := h.caddy.load(h.config(n)); err != nil {
-			t.Error(err)
-		}
+	eachKind(t, func(t *testing.T, k kind) {
+		h := newHammer(t, k)
+		h.run(func(n int) {
+			if err := h.caddy.load(h.config(n)); err != nil {
+				t.Error(err)
+			}
+		})
+		// A server that a reload shuts down may close a connection under a request.
+		t.Logf("%d requests got no response", h.errors.Load())
 	})
-	// A server that a reload shuts down may close a connection under a request.
-	t.Logf("%d requests got no response", h.errors.Load())
 }
 
 // hammer is a site under load.
@@ -62,12 +65,12 @@ const (
 	phaseHeader = "X-Phase"
 )
 
-func newHammer(t *testing.T) *hammer {
+func newHammer(t *testing.T, k kind) *hammer {
 	h := &hammer{t: t}
 	upstream := newApp(t, h.serveApp)
 	h.caddy = newCaddy(t)
 	h.caddy.options = "servers {\n protocols h1 h2c\n}"
-	h.site = newSite(t, "shop", upstream)
+	h.site = k.newSite(t, upstream)
 	h.caddy.start(h.config(0))
 	return h
 }
@@ -83,6 +86,9 @@ func (h *hammer) run(disturb func(n int)) {
 	done := make(chan struct{})
 	for i := range connections {
 		clients.Go(func() { h.client(i%2 == 0, done) })
+	}
+	if h.site.template != "" {
+		clients.Go(func() { h.neighbor(done) })
 	}
 	defer clients.Wait()
 	defer close(done)
@@ -110,11 +116,11 @@ func (h *hammer) turn(method string) {
 	h.t.Helper()
 	h.drained.Store(false)
 	h.phase.Add(1)
-	h.caddy.must(method, "shop", "")
+	h.caddy.must(method, h.site.name, "")
 	h.phase.Add(1)
 	enough := h.judged.Load() + connections
 	if method == http.MethodPut {
-		h.drained.Store(h.caddy.must(http.MethodGet, "shop?wait=20s", "").InFlight == 0)
+		h.drained.Store(h.caddy.must(http.MethodGet, h.site.name+"?wait=20s", "").InFlight == 0)
 	}
 	eventually(h.t, patience, "enough requests have been answered", func() bool {
 		return h.judged.Load() >= enough
@@ -137,6 +143,18 @@ func (h *hammer) client(http1 bool, done <-chan struct{}) {
 	})
 }
 
+// neighbor sends requests to another site of the template, which is open all the time.
+func (h *hammer) neighbor(done <-chan struct{}) {
+	client := newKeepAliveClient(true)
+	defer client.CloseIdleConnections()
+	repeat(done, func() {
+		time.Sleep(2 * time.Millisecond) // leaves others something of the machine
+		if code, err := fetch(client, h.site.neighbor().url()); err == nil && code != http.StatusOK {
+			h.t.Errorf("a visitor of another tenant got %d", code)
+		}
+	})
+}
+
 // judge checks the answer to a request that lies within a phase.
 func (h *hammer) judge(phase int64, code int) {
 	want := http.StatusOK
@@ -155,6 +173,10 @@ func (h *hammer) judge(phase int64, code int) {
 // serveApp checks that no request that was sent after the site was turned on
 // arrives before it is turned off, and none at all once it is drained.
 func (h *hammer) serveApp(w http.ResponseWriter, r *http.Request) {
+	if strings.HasPrefix(r.Host, "neighbor.") {
+		welcome(w, r)
+		return
+	}
 	phase, err := strconv.ParseInt(r.Header.Get(phaseHeader), 10, 64)
 	if err != nil {
 		h.t.Error(err)

@@ -11,6 +11,10 @@ import "time"
 // Path is where the admin endpoint answers with all sites, as an array of Site.
 const Path = "/maintenance"
 
+// TemplatesHeader is the header of that answer with the names with placeholders of the running
+// config, one in each. Their sites are in the array if they are not off.
+const TemplatesHeader = "Maintenance-Template"
+
 // SitePath returns the path of one site. Names of sites need no escaping.
 func SitePath(site string) string { return Path + "/" + site }
 

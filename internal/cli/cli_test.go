@@ -14,13 +14,16 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+
+	"example.com/caddy-maintenance/internal/api"
 )
 
 // exchange is a request that the admin API must get, and what it answers.
 type exchange struct {
-	request string // method, URI, and the body if there is one
-	answer  string // with status 200, unless it begins with another one
-	takes   time.Duration
+	request  string // method, URI, and the body if there is one
+	answer   string // with status 200, unless it begins with another one
+	template string // in its header
+	takes    time.Duration
 }
 
 // runs has a command line done, without the maintenance that it begins with. It must make
@@ -87,6 +90,9 @@ func (f *fakeAPI) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	next := f.script[0]
 	f.script = f.script[1:]
 	f.clock.Add(int64(next.takes))
+	if next.template != "" {
+		w.Header().Set(api.TemplatesHeader, next.template)
+	}
 	var status int
 	if _, err := fmt.Sscanf(next.answer, "%3d ", &status); err == nil {
 		w.WriteHeader(status)
@@ -146,6 +152,13 @@ const (
 // lists is the first request of every command.
 func lists(sites ...string) exchange {
 	return exchange{request: "GET /maintenance", answer: "[" + strings.Join(sites, ",") + "]"}
+}
+
+// listsTenants is the same where sites have their names from a placeholder.
+func listsTenants(sites ...string) exchange {
+	answer := lists(sites...)
+	answer.template = "{host}"
+	return answer
 }
 
 // What switches sites; the answer is the site in its new state unless another is given.

@@ -3,7 +3,6 @@ package cli
 import (
 	"bytes"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -20,18 +19,6 @@ import (
 // client sends requests to the admin API.
 type client struct{ address string }
 
-// sites returns all sites of the running config, of which there is at least one.
-func (c client) sites() ([]api.Site, error) {
-	var list []api.Site
-	if err := c.send(http.MethodGet, api.Path, nil, &list); err != nil {
-		return nil, err
-	}
-	if len(list) == 0 {
-		return nil, errors.New("no site of the running config can be switched; add a directive such as \"maintenance shop\" to a site block and reload Caddy")
-	}
-	return list, nil
-}
-
 // instances returns the instances of the fleet, as far as a site is concerned: at once, or
 // when all are drained, within the time to wait.
 func (c client) instances(site string, wait time.Duration) (list []api.Instance, err error) {
@@ -45,11 +32,17 @@ func (c client) instances(site string, wait time.Duration) (list []api.Instance,
 
 // send sends body, if it is not nil, and decodes the answer.
 func (c client) send(method, uri string, body map[string]any, answer any) error {
+	_, err := c.do(method, uri, body, answer)
+	return err
+}
+
+// do is send, and returns the header of the answer.
+func (c client) do(method, uri string, body map[string]any, answer any) (http.Header, error) {
 	var reader io.Reader
 	if body != nil {
 		encoded, err := json.Marshal(body)
 		if err != nil {
-			return err
+			return nil, err
 		}
 		reader = bytes.NewReader(encoded)
 	}
@@ -57,13 +50,13 @@ func (c client) send(method, uri string, body map[string]any, answer any) error 
 	header := http.Header{"Connection": {"close"}}
 	response, err := caddycmd.AdminAPIRequest(c.address, method, uri, header, reader)
 	if err != nil {
-		return explain(err, c.address)
+		return nil, explain(err, c.address)
 	}
 	defer response.Body.Close()
 	if err := json.NewDecoder(response.Body).Decode(answer); err != nil {
-		return fmt.Errorf("reading the admin API's answer: %w", err)
+		return nil, fmt.Errorf("reading the admin API's answer: %w", err)
 	}
-	return nil
+	return response.Header, nil
 }
 
 // apiError is a refusal by the admin API.

@@ -41,7 +41,11 @@ page; nothing about the app behind Caddy changes:
 	$ caddy maintenance off shop
 	Disabling maintenance mode for shop... done
 
-The sites are those that the running config has a maintenance directive for.
+The sites are those that the running config has a maintenance directive for. If a
+directive has placeholders, such as {host}, each of their values is a site. The
+table has it while it is not off. It can be switched whether or not anybody has
+asked for it yet, so that a misspelled name is a site, too.
+
 With --wait the command returns when the site is drained, that is, when no
 request that was let in before is still in flight on any instance. It exits
 with status 2 if that takes longer than the time given.
@@ -177,8 +181,8 @@ func (c *call) findAdmin() (err error) {
 func (c *call) complete(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {
 	var names []string
 	if c.findAdmin() == nil {
-		list, _ := c.admin.sites()
-		names = siteNames(list)
+		l, _ := c.admin.sites()
+		names = siteNames(l.named())
 	}
 	return names, cobra.ShellCompDirectiveNoFileComp
 }

@@ -3,28 +3,59 @@ package cli
 import (
 	"errors"
 	"fmt"
+	"net/http"
+	"net/url"
 	"strings"
 
 	"example.com/caddy-maintenance/internal/api"
 )
 
-// pick returns the sites named, each once, all of them if all is true, or the only one
-// there is.
-func pick(list []api.Site, args []string, all bool) ([]api.Site, error) {
+// listing is the sites of the running config: all of them, but for those that are off and
+// have their names from placeholders.
+type listing struct {
+	sites     []api.Site
+	templates []string // the names with placeholders
+}
+
+// sites returns the sites of the running config, which has at least one, or a template.
+func (c client) sites() (l listing, err error) {
+	header, err := c.do(http.MethodGet, api.Path, nil, &l.sites)
+	if err != nil {
+		return l, err
+	}
+	l.templates = header[api.TemplatesHeader]
+	if len(l.sites)+len(l.templates) == 0 {
+		return l, errors.New("no site of the running config can be switched; add a directive such as \"maintenance shop\" to a site block and reload Caddy")
+	}
+	return l, nil
+}
+
+// pick returns the sites to be switched: those named, each once, all of them if all is true,
+// or the only one there is. Those that are off and have their names from placeholders are not
+// known, so that not all can be put into maintenance.
+func (c client) pick(args []string, all bool, want string) (picked []api.Site, err error) {
+	l, err := c.sites()
 	switch {
+	case err != nil:
+		return nil, err
 	case all && len(args) > 0:
 		return nil, errors.New("--all switches every site; name sites or give --all, not both")
+	case all && want == api.StateOn && len(l.templates) > 0:
+		return nil, fmt.Errorf("--all does not know the sites of %s that are off; name the sites", strings.Join(l.templates, " and "))
+	case all && len(l.named()) < len(l.sites):
+		return nil, fmt.Errorf("--all does not know all sites of %s that are closed; name the sites", strings.Join(l.templates, " and "))
 	case all:
-		return list, nil
-	case len(args) == 0 && len(list) > 1:
-		return nil, fmt.Errorf("%w, or give --all", errMultiple(list))
+		return l.named(), nil
+	case len(args) == 0 && l.several() && (want == api.StateOff || len(l.templates) == 0):
+		return nil, fmt.Errorf("%w, or give --all", l.errMultiple())
+	case len(args) == 0 && l.several():
+		return nil, l.errMultiple()
 	case len(args) == 0:
-		return list, nil
+		return l.sites, nil
 	}
-	var picked []api.Site
 	named := make(map[string]bool)
 	for _, arg := range args {
-		site, err := find(list, arg)
+		site, err := c.find(l, arg)
 		if err != nil {
 			return nil, err
 		}
@@ -37,28 +68,53 @@ func pick(list []api.Site, args []string, all bool) ([]api.Site, error) {
 }
 
 // pickOne returns the site named, or the only one there is.
-func pickOne(list []api.Site, args []string) (api.Site, error) {
+func (c client) pickOne(l listing, args []string) (api.Site, error) {
 	switch {
 	case len(args) > 0:
-		return find(list, args[0])
-	case len(list) > 1:
-		return api.Site{}, errMultiple(list)
+		return c.find(l, args[0])
+	case l.several():
+		return api.Site{}, l.errMultiple()
 	}
-	return list[0], nil
+	return l.sites[0], nil
 }
 
-func find(list []api.Site, name string) (api.Site, error) {
-	for _, site := range list {
+func (c client) find(l listing, name string) (found api.Site, err error) {
+	for _, site := range l.sites {
 		if strings.EqualFold(site.Site, name) {
 			return site, nil
 		}
 	}
-	return api.Site{}, fmt.Errorf("unknown site %q; the sites of the running config are: %s (caddy maintenance --help shows the commands)",
-		name, strings.Join(siteNames(list), ", "))
+	if len(l.templates) > 0 && name != "" && !strings.ContainsAny(name, "/{}") {
+		return found, c.send(http.MethodGet, api.SitePath(url.PathEscape(name)), nil, &found)
+	}
+	return found, fmt.Errorf("unknown site %q; the sites of the running config are: %s (caddy maintenance --help shows the commands)",
+		name, strings.Join(l.names(), ", "))
 }
 
-func errMultiple(list []api.Site) error {
-	return fmt.Errorf("there are several sites; name one of: %s", strings.Join(siteNames(list), ", "))
+// several reports whether there are several sites to choose from.
+func (l listing) several() bool { return len(l.sites) > 1 || len(l.templates) > 0 }
+
+func (l listing) errMultiple() error {
+	if named := siteNames(l.named()); len(l.templates) > 0 && len(named) == 0 {
+		return fmt.Errorf("name a site of %s", strings.Join(l.templates, " or "))
+	}
+	return fmt.Errorf("there are several sites; name one of: %s", strings.Join(l.names(), ", "))
+}
+
+// names returns the names of all sites, and the templates.
+func (l listing) names() []string {
+	names := siteNames(l.named())
+	return append(names, l.templates...)
+}
+
+// named returns the sites without the templates, which stand for many.
+func (l listing) named() (list []api.Site) {
+	for _, site := range l.sites {
+		if !strings.Contains(site.Site, "{") {
+			list = append(list, site)
+		}
+	}
+	return list
 }
 
 func siteNames(list []api.Site) []string {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"strings"
 	"text/tabwriter"
 	"time"
 
@@ -19,14 +20,14 @@ type statusCommand struct {
 }
 
 func (c *statusCommand) run(args []string) (int, error) {
-	list, err := c.admin.sites()
+	l, err := c.admin.sites()
 	if err != nil {
 		return 0, err
 	}
-	if len(args) == 0 && len(list) > 1 && c.wait == 0 {
-		return 0, c.showAll(list)
+	if len(args) == 0 && l.several() && c.wait == 0 {
+		return 0, c.showAll(l)
 	}
-	site, err := pickOne(list, args)
+	site, err := c.admin.pickOne(l, args)
 	if err != nil {
 		return 0, err
 	}
@@ -61,14 +62,18 @@ func (c *statusCommand) awaitDrained(site string) (status int, err error) {
 	return w.waitForEach([]string{site})
 }
 
-func (c *statusCommand) showAll(list []api.Site) error {
+func (c *statusCommand) showAll(l listing) error {
 	if c.json {
 		return c.showAnswer(api.Path)
 	}
-	for _, site := range list {
+	for _, site := range l.sites {
 		warnOfPages(c.stderr, site, c.now())
 	}
-	return writeTable(c.stdout, list, c.now())
+	if len(l.sites) == 0 {
+		fmt.Fprintf(c.stdout, "No site of %s is in maintenance\n", strings.Join(l.templates, " or "))
+		return nil
+	}
+	return writeTable(c.stdout, l.sites, c.now())
 }
 
 // showAnswer prints the admin API's answer as it is, so that fields of a newer version

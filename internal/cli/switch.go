@@ -26,11 +26,7 @@ func (c *onCommand) run(args []string) (int, error) {
 	if err != nil {
 		return 0, err
 	}
-	list, err := c.admin.sites()
-	if err != nil {
-		return 0, err
-	}
-	picked, err := pick(list, args, c.all)
+	picked, err := c.admin.pick(args, c.all, api.StateOn)
 	if err != nil {
 		return 0, err
 	}
@@ -88,13 +84,13 @@ type offCommand struct {
 }
 
 func (c *offCommand) run(args []string) (int, error) {
-	list, err := c.admin.sites()
+	picked, err := c.admin.pick(args, c.all, api.StateOff)
 	if err != nil {
 		return 0, err
 	}
-	picked, err := pick(list, args, c.all)
-	if err != nil {
-		return 0, err
+	if len(picked) == 0 {
+		fmt.Fprintln(c.stdout, "No site is in maintenance")
+		return 0, nil
 	}
 	s := c.newSwitching("Disabling", api.StateOff, picked)
 	for i := range s.sites {

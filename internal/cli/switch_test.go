@@ -45,6 +45,26 @@ func TestSitesAreSwitchedOff(t *testing.T) {
 		lists(shopOn, wikiOn), del("shop", diskFull), del("wiki"))
 }
 
+// Any name may be one that a placeholder makes.
+func TestSitesByPlaceholderAreSwitchedByName(t *testing.T) {
+	get := func(answer string) exchange { return exchange{request: "GET /maintenance/shop", answer: answer} }
+	runs(t, "", says("No site of {host} is in maintenance\n"), listsTenants())
+	runs(t, "shop", says("off\n"), listsTenants(), get(shopOff))
+	runs(t, "shop", fails("unknown site shop"), listsTenants(), get(`404 {"error":"unknown site shop"}`))
+	runs(t, "on shop", says(enabledShop), listsTenants(wikiOn), get(shopOff), put("shop"))
+	runs(t, "off shop", says(disablingShop+"done\n"), listsTenants(shopOn), del("shop"))
+	runs(t, "on", fails("there are several sites; name one of: wiki, {host}"), listsTenants(wikiOff))
+	runs(t, "on", fails("name a site of {host}"), listsTenants())
+	runs(t, "off", fails("name a site of {host}, or give --all"), listsTenants())
+	runs(t, "--wait 1s", fails("name a site of {host}"), listsTenants())
+	runs(t, "on nope/x", fails(`unknown site "nope/x"; the sites of the running config are: {host} (caddy maintenance --help shows the commands)`), listsTenants())
+	runs(t, "on --all", fails("--all does not know the sites of {host} that are off; name the sites"), listsTenants(wikiOff))
+	runs(t, "off --all", says(disablingShop+"done\n"), listsTenants(shopOn), del("shop"))
+	runs(t, "off --all", says("No site is in maintenance\n"), listsTenants())
+	runs(t, "off --all", fails("--all does not know all sites of {host} that are closed; name the sites"),
+		listsTenants(`{"site":"{host}","state":"on"}`))
+}
+
 func TestOptionsAreSentAsTheyWereGiven(t *testing.T) {
 	for flags, body := range map[string]string{
 		"--message Soon.":                      `{"message":"Soon."}`,

@@ -26,6 +26,9 @@ type Request struct {
 	// Gate is whatever let the request in. The package does not look at it.
 	Gate any
 
+	// Key tells which requests of a set belong together.
+	Key string
+
 	// HTTP is the request as it came to the gate, and as the server logs it.
 	HTTP *http.Request
 
@@ -34,7 +37,7 @@ type Request struct {
 	cancel  context.CancelFunc
 	writer  responseWriter
 
-	set        *Set
+	set        *Set     // guarded by mu until the request is done; so is shard
 	prev, next *Request // in its shard
 	shard      uint8
 
@@ -173,15 +176,7 @@ func (q *Request) Resume(w http.ResponseWriter) {
 // terminated. Done reports whether it was the last one. It may be called again, and
 // reports false then.
 func (q *Request) Done() (last bool) {
-	if !q.setDone() {
-		return false
-	}
-	q.set.shards[q.shard].remove(q)
-	if q.set.count.Add(-1) > 0 {
-		return false
-	}
-	q.set.signalIdle()
-	return true
+	return q.setDone() && q.set.take(q)
 }
 
 // setDone reports whether it is the first to do so.
@@ -191,6 +186,25 @@ func (q *Request) setDone() bool {
 	first := !q.done
 	q.done = true
 	return first
+}
+
+// move puts the request into another set. It is never in none.
+func (q *Request) move(to *Set) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if q.done {
+		return
+	}
+	to.count.Add(1)
+	q.set.take(q)
+	to.put(q)
+	to.count.Add(-1)
+}
+
+func (q *Request) isIn(s *Set) bool {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return q.set == s
 }
 
 func (q *Request) isDone() bool {

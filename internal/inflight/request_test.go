@@ -25,7 +25,7 @@ func TestContextOfARequest(t *testing.T) {
 	for _, terminated := range []bool{true, false} { // or else the client leaves
 		outer, leave := context.WithCancel(context.WithValue(t.Context(), key{}, "value"))
 		defer leave()
-		q := new(Set).Add(nil, httptest.NewRequestWithContext(outer, http.MethodGet, "/", nil), nil)
+		q := new(Set).Add(nil, httptest.NewRequestWithContext(outer, http.MethodGet, "/", nil), nil, "")
 		derived, cancel := context.WithCancel(q.Context())
 		defer cancel()
 		expect := func(want error) {
@@ -57,8 +57,8 @@ func TestDerivedContextsStartNoGoroutine(t *testing.T) {
 	before := runtime.NumGoroutine()
 	for range 100 {
 		r := httptest.NewRequestWithContext(t.Context(), http.MethodGet, "/", nil)
-		outer := new(Set).Add(nil, r, nil)
-		inner := new(Set).Add(nil, r.WithContext(outer.Context()), nil)
+		outer := new(Set).Add(nil, r, nil, "")
+		inner := new(Set).Add(nil, r.WithContext(outer.Context()), nil, "")
 		_, cancel := context.WithCancel(inner.Context())
 		defer cancel()
 	}
@@ -106,7 +106,7 @@ func TestServeReturnsWhatHasBecomeOfTheRequest(t *testing.T) {
 	} {
 		server, closed := new(serverConn), false
 		r := httptest.NewRequest(http.MethodPost, "/", closer(func() { closed = true }))
-		q := new(Set).Add(server, r, nil)
+		q := new(Set).Add(server, r, nil, "")
 		got := serve(q, func(w http.ResponseWriter, _ *http.Request) error {
 			test.send(w)
 			if test.terminate {
@@ -155,7 +155,7 @@ func sendAll(w http.ResponseWriter) (errs []error) {
 
 func TestWriterSendsWhatTheServersDoes(t *testing.T) {
 	server := new(serverConn)
-	q := new(Set).Add(server, httptest.NewRequest(http.MethodGet, "/", nil), nil)
+	q := new(Set).Add(server, httptest.NewRequest(http.MethodGet, "/", nil), nil, "")
 	serve(q, func(w http.ResponseWriter, _ *http.Request) error {
 		if err := errors.Join(sendAll(w)...); err != nil {
 			t.Error(err)
@@ -177,7 +177,7 @@ func TestWriterSendsWhatTheServersDoes(t *testing.T) {
 
 func TestNothingIsSentAfterTermination(t *testing.T) {
 	server := &serverConn{header: http.Header{"From": {"outside"}}}
-	q := new(Set).Add(server, httptest.NewRequest(http.MethodGet, "/", nil), nil)
+	q := new(Set).Add(server, httptest.NewRequest(http.MethodGet, "/", nil), nil, "")
 	serve(q, func(w http.ResponseWriter, _ *http.Request) error {
 		q.terminate()
 		q.terminate()
@@ -199,7 +199,7 @@ func TestTerminateEndsWhatIsNotDone(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var s Set
 		server := new(serverConn)
-		q := s.Add(server, httptest.NewRequest(http.MethodGet, "/", nil), nil)
+		q := s.Add(server, httptest.NewRequest(http.MethodGet, "/", nil), nil, "")
 		add(&s)
 		found := s.All()
 		q.Done()
@@ -236,7 +236,7 @@ func TestConnectionIsBrokenWhereTheContextIsNotHeeded(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			var s Set
 			server := new(serverConn)
-			q := s.Add(&outerWriter{server}, httptest.NewRequest(http.MethodGet, "/", nil), nil)
+			q := s.Add(&outerWriter{server}, httptest.NewRequest(http.MethodGet, "/", nil), nil, "")
 			_ = send(&q.writer, q.HTTP)
 			requests := s.All()
 			Terminate(requests)
@@ -273,7 +273,7 @@ func TestConnectionIsLeftToTheNextRequest(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var s Set
 		server, errorRoutes := new(serverConn), new(serverConn)
-		q := s.Add(server, httptest.NewRequest(http.MethodGet, "/", nil), nil)
+		q := s.Add(server, httptest.NewRequest(http.MethodGet, "/", nil), nil, "")
 		q.HandlerReturned()
 		if n := Terminate(s.All()); n != 1 || s.Count() != 1 || q.Context().Err() == nil {
 			t.Errorf("%d terminated, %d in flight, want 1 and 1", n, s.Count())
@@ -295,7 +295,7 @@ func TestConnectionIsLeftToTheNextRequest(t *testing.T) {
 func TestUploadUnderWayGetsTheAnswer(t *testing.T) {
 	var s Set
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		q := s.Add(w, r, nil)
+		q := s.Add(w, r, nil, "")
 		defer q.Done()
 		unanswered, _ := q.Serve(r.WithContext(q.Context()), func(_ http.ResponseWriter, r *http.Request) error {
 			_, _ = r.Body.Read(make([]byte, 1))
@@ -346,10 +346,10 @@ func TestGatesInAChainAnswerOnce(t *testing.T) {
 	} {
 		server := new(serverConn)
 		r := httptest.NewRequest(http.MethodGet, "/", nil)
-		outer := new(Set).Add(server, r, nil)
+		outer := new(Set).Add(server, r, nil, "")
 		r.ProtoMajor = 2
 		got := serve(outer, func(w http.ResponseWriter, r *http.Request) error {
-			inner := new(Set).Add(&outerWriter{w}, r.WithContext(outer.Context()), nil)
+			inner := new(Set).Add(&outerWriter{w}, r.WithContext(outer.Context()), nil, "")
 			unanswered, err := inner.Serve(inner.HTTP, func(http.ResponseWriter, *http.Request) error {
 				if name != "outer" {
 					inner.terminate()

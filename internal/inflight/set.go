@@ -47,14 +47,60 @@ type shard struct {
 }
 
 // Add puts a request into the set, which counts it until it is done. The request
-// is to be served by [Request.Serve], with [Request.Context].
-func (s *Set) Add(w http.ResponseWriter, r *http.Request, gate any) *Request {
+// is to be served by [Request.Serve], with [Request.Context]. Requests with the same key
+// stay together; see Take.
+func (s *Set) Add(w http.ResponseWriter, r *http.Request, gate any, key string) *Request {
 	q := newRequest(w, r, gate)
+	q.Key = key
+	s.put(q)
+	return q
+}
+
+func (s *Set) put(q *Request) {
 	q.set = s
 	q.shard = uint8(rand.Uint32() % uint32(len(s.shards))) //nolint:gosec // no secret
 	s.shards[q.shard].add(q)
 	s.count.Add(1)
-	return q
+}
+
+// Hold keeps the set from being idle until Release is called: it counts one more.
+func (s *Set) Hold() { s.count.Add(1) }
+
+// Release ends what Hold began.
+func (s *Set) Release() {
+	if s.count.Add(-1) == 0 {
+		s.signalIdle()
+	}
+}
+
+// take takes the request out of the set, and reports whether it was the last one.
+func (s *Set) take(q *Request) (last bool) {
+	s.shards[q.shard].remove(q)
+	if s.count.Add(-1) > 0 {
+		return false
+	}
+	s.signalIdle()
+	return true
+}
+
+// CountOf returns how many requests with that key are in flight.
+func (s *Set) CountOf(key string) (n int64) {
+	for _, q := range s.All() {
+		if q.Key == key {
+			n++
+		}
+	}
+	return n
+}
+
+// Take moves the requests with that key from another set into this one. No request may be
+// moved by two at once.
+func (s *Set) Take(from *Set, key string) {
+	for _, q := range from.All() {
+		if q.Key == key {
+			q.move(s)
+		}
+	}
 }
 
 func (sh *shard) add(q *Request) {
@@ -103,11 +149,11 @@ func (sh *shard) appendTo(all []*Request) []*Request {
 	return all
 }
 
-// Has reports whether the request with that context is in the set, where another
-// gate further outside has put it.
-func (s *Set) Has(ctx context.Context) bool {
+// Has reports whether the request with that context is in the set by that key, where
+// another gate further outside has put it.
+func (s *Set) Has(ctx context.Context, key string) bool {
 	for q := range Requests(ctx) {
-		if q.set == s {
+		if q.Key == key && q.isIn(s) {
 			return true
 		}
 	}

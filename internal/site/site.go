@@ -11,11 +11,7 @@ package site
 import (
 	"context"
 	"errors"
-	"fmt"
 	"iter"
-	"regexp"
-	"slices"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -49,9 +45,14 @@ type Site struct {
 }
 
 // New returns a site whose record has not been read yet.
-func New(name string, now time.Time) *Site {
+func New(name string, now time.Time) *Site { return newSite(name, Loading, now) }
+
+// NewUnset returns a site that is known to have no record.
+func NewUnset(name string, now time.Time) *Site { return newSite(name, Unset, now) }
+
+func newSite(name string, kind Kind, now time.Time) *Site {
 	s := &Site{Name: name, Turn: make(chan struct{}, 1)}
-	st := newState(Loading)
+	st := newState(kind)
 	st.blockedSince = now
 	s.state.Store(st)
 	return s
@@ -177,9 +178,12 @@ func (s *Site) Reload(now time.Time) {
 	}
 }
 
-// Ready waits until the record has been read, or cannot be. It has been unless the
-// process has only just begun.
-func (s *Site) Ready(ctx context.Context) error {
+// ErrStopped says that nobody waits for the record any more.
+var ErrStopped = errors.New("stopped")
+
+// Ready waits until the record has been read, or cannot be, or until stop is closed. It has
+// been unless the process has only just begun.
+func (s *Site) Ready(ctx context.Context, stop <-chan struct{}) error {
 	for {
 		st := s.state.Load()
 		if st.kind != Loading {
@@ -187,6 +191,8 @@ func (s *Site) Ready(ctx context.Context) error {
 		}
 		select {
 		case <-st.changed:
+		case <-stop:
+			return ErrStopped
 		case <-ctx.Done():
 			return ctx.Err()
 		}
@@ -216,36 +222,3 @@ const (
 	SourceSync  Source = "sync"  // another instance was
 	SourceUntil Source = "until" // the maintenance is over by itself
 )
-
-// names is what a site may be called: it is safe in a URL path, in a log and,
-// percent-encoded, as a file name.
-var names = regexp.MustCompile(`^[a-z0-9*][a-z0-9._:*-]{0,63}$`)
-
-// reserved would read as commands.
-var reserved = []string{"on", "off", "run", "page", "instances", "forget", "status", "help"}
-
-// ParseName returns the name with ASCII upper case folded.
-func ParseName(name string) (string, error) {
-	if name == "" {
-		return "", errors.New("site: no name given; name the site that is switched, for example: maintenance shop")
-	}
-	folded := Fold(name)
-	if !names.MatchString(folded) {
-		return "", fmt.Errorf("site: %q given, accepted are 1 to 64 of a-z 0-9 . - _ : *, "+
-			"beginning with a letter, digit or *; a hostname makes a good name", name)
-	}
-	if slices.Contains(reserved, folded) {
-		return "", fmt.Errorf("site: %q given, which would read as a command; a hostname makes a good name", name)
-	}
-	return folded, nil
-}
-
-// Fold makes ASCII upper case lower case.
-func Fold(s string) string {
-	return strings.Map(func(r rune) rune {
-		if 'A' <= r && r <= 'Z' {
-			return r + 'a' - 'A'
-		}
-		return r
-	}, s)
-}

@@ -173,7 +173,7 @@ func TestReadyWaitsForTheRecord(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := New("shop", time.Now())
 		ready := make(chan error, 1)
-		go func() { ready <- s.Ready(t.Context()) }()
+		go func() { ready <- s.Ready(t.Context(), nil) }()
 		synctest.Wait()
 		wantEqual(t, "ready before its record has been read", len(ready), 0)
 		apply(s, Read{}, time.Now())
@@ -292,59 +292,4 @@ func TestChangesComeOneAfterTheOther(t *testing.T) {
 	}
 	appliers.Wait()
 	wantEqual(t, "the last version", last.Load(), 400)
-}
-
-func TestPoolKeepsWhatIsReferredTo(t *testing.T) {
-	p := NewPool(func(name string) *Site { return New(name, now) })
-	e := p.Acquire("shop", now)
-	apply(e.Value, Read{}, now)
-	wantEqual(t, "the entry of a second handler", p.Acquire("shop", now), e)
-	wantEqual(t, "its kind", e.Value.Current().Kind(), Unset)
-	for _, step := range []struct {
-		name string
-		do   func(*Entry[*Site]) bool
-		want bool
-	}{
-		{"released for the last time", p.Release, false},
-		{"retained while a config refers to it", p.Retain, true},
-		{"released for the last time", p.Release, false},
-		{"forgotten though it is retained", func(e *Entry[*Site]) bool { p.Forget(e); return p.Len() == 0 }, false},
-		{"retained though no config refers to it", p.Retain, false},
-		{"another one when it comes back", func(e *Entry[*Site]) bool { return p.Acquire("shop", now) != e }, false},
-		{"read again", func(e *Entry[*Site]) bool { return e.Value.Current().Kind() == Loading }, true},
-		{"let go for the last time", p.LetGo, false},
-		{"released for the last time", p.Release, true},
-		{"forgotten", func(e *Entry[*Site]) bool { p.Forget(e); return p.Len() == 0 }, true},
-	} {
-		wantEqual(t, step.name, step.do(e), step.want)
-	}
-
-	// What is under way for a site goes on when its config has gone, and comes back.
-	e = p.Acquire("shop", now)
-	p.Retain(e)
-	p.Release(e)
-	p.Hold(e)
-	p.Acquire("shop", now)
-	for range 2 {
-		wantEqual(t, "let go for the last time", p.LetGo(e), false)
-	}
-	p.Release(e)
-	p.Forget(e)
-
-	other := p.Acquire("shop", now)
-	p.Forget(e)
-	wantEqual(t, "an entry that was dropped is another one", other != e, true)
-	wantEqual(t, "entries", p.Len(), 1)
-}
-
-func TestName(t *testing.T) {
-	for name, want := range map[string]string{
-		"shop": "shop", "Shop.Example": "shop.example", "*.example.com": "*.example.com", "a:8080": "a:8080", "0": "0",
-		"": "", "-shop": "", "on": "", "OFF": "", "status": "", "help": "", "shöp": "", "a b": "", "a/b": "", "{host}": "",
-		fmt.Sprintf("%064d", 0): fmt.Sprintf("%064d", 0), fmt.Sprintf("%065d", 0): "",
-	} {
-		if got, err := ParseName(name); got != want || (err == nil) != (want != "") {
-			t.Errorf("%q: got %q %v, want %q", name, got, err, want)
-		}
-	}
 }

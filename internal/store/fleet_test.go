@@ -24,7 +24,7 @@ func TestJournalKeepsTheLastEntries(t *testing.T) {
 	for i := range maxEntries + 10 {
 		j = j.with(Entry{ID: fmt.Sprint(i), Site: "shop", Version: int64(i), Done: true})
 	}
-	if len(j) != maxEntries || j[0].ID != "10" || j.lastSettled() != "73" || j.version("shop") != 73 {
+	if len(j) != maxEntries || j[0].ID != "10" || j.lastSettled() != "73" || j.Version("shop") != 73 {
 		t.Errorf("got %d entries from %s to %s", len(j), j[0].ID, j.lastSettled())
 	}
 	j = Journal{{ID: "a", Site: "shop", Version: 1}, {ID: "b", Site: "wiki", Version: 1}}
@@ -245,7 +245,7 @@ func TestEachAbsenceIsChecked(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m := newMemory()
 		a := fleetOf(t, m, 1)[0]
-		a.follower.Sites["blog"] = &Followed{Site: site.New("blog", time.Now())}
+		a.sites.Add("blog")
 		m.set(Key("blog"), `{"version": 1, "enabled": true}`)
 		time.Sleep(time.Millisecond)
 		m.setFault(func(_ context.Context, op, _ string) error {
@@ -562,7 +562,7 @@ func TestLostEntryOfTheJournalIsAddedAgain(t *testing.T) {
 			t.Fatal(err)
 		}
 		m.setFault(nil)
-		if j, _ := parseJournal([]byte(m.get(JournalKey))); j.version("shop") != 0 {
+		if j, _ := parseJournal([]byte(m.get(JournalKey))); j.Version("shop") != 0 {
 			t.Fatal("the entry was not lost")
 		}
 		if err := a.fleet.Ask(t.Context(), "shop", a.site("shop").Current().Version()); err != nil {
@@ -574,7 +574,7 @@ func TestLostEntryOfTheJournalIsAddedAgain(t *testing.T) {
 		}
 		time.Sleep(2 * time.Second)
 		synctest.Wait()
-		if j, _ := parseJournal([]byte(m.get(JournalKey))); j.version("shop") == 0 || j.version("wiki") == 0 {
+		if j, _ := parseJournal([]byte(m.get(JournalKey))); j.Version("shop") == 0 || j.Version("wiki") == 0 {
 			t.Errorf("the journal is %v", j)
 		}
 	})
@@ -620,9 +620,11 @@ func TestOutdatedRecordOpensNothing(t *testing.T) {
 			}
 			for restart := range 2 {
 				b := newInstance(t, m, "shop")
-				if err := b.NoteJournal(t.Context(), slices.Values([]*site.Site{b.site("shop")})); err != nil {
+				j, err := b.Journal(t.Context())
+				if err != nil {
 					t.Fatal(err)
 				}
+				b.site("shop").NoteStored(j.Version("shop"))
 				b.tick(t.Context())
 				if want := []string{"unknown", "on"}[restart]; b.word("shop") != want {
 					t.Errorf("%s: it is %s after a restart, want %s", name, b.word("shop"), want)
@@ -660,7 +662,7 @@ func TestNothingIsThere(t *testing.T) {
 		if tick := a.tick(t.Context()); !errors.Is(tick.Err, ErrDown) || !tick.Turned {
 			t.Errorf("got %+v, want that the storage is down", tick)
 		}
-		a.follower.Sites["blog"] = &Followed{Site: site.New("blog", time.Now())}
+		a.sites.Add("blog")
 		read := <-a.Read(t.Context(), a.site("blog"))
 		if !errors.Is(read.Err, ErrDown) {
 			t.Errorf("a site that is not known is read as %+v", read)

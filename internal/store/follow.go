@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"hash/fnv"
+	"iter"
 	"maps"
 	"slices"
 	"sync/atomic"
@@ -20,6 +21,21 @@ const (
 	beganInterval = time.Minute
 )
 
+// Sites is the sites of a config, as a follower knows them. A config can have sites that it
+// keeps nothing of: those that were never switched, of a name with placeholders. In place of
+// their records the list of all records is read, as the record of a site that stands for them.
+type Sites interface {
+	// All yields the sites that are in memory.
+	All() iter.Seq[*Followed]
+
+	// Find returns a site that is in memory, nil if it is not, and whether the config has it.
+	Find(name string) (s *Followed, has bool)
+
+	// ReadAgain brings a site into memory that the config has, and has its record read at the
+	// next tick.
+	ReadAgain(name string)
+}
+
 // Followed is a site whose record is read again when another instance may have switched it.
 type Followed struct {
 	*site.Site
@@ -33,6 +49,9 @@ type Followed struct {
 // Wait leaves the first read of the record to whoever calls Begin.
 func (f *Followed) Wait() { f.waiting.Store(true) }
 
+// Waits reports whether the first read has still to begin.
+func (f *Followed) Waits() bool { return f.waiting.Load() }
+
 // Begin is called when the first read has begun.
 func (f *Followed) Begin() { f.waiting.Store(false) }
 
@@ -45,11 +64,20 @@ func (f *Followed) Note(read site.Read) {
 	}
 }
 
-// Applied is called when a read that a tick has asked for has been applied.
+// Expect says that the record is read as a tick has asked for. Whoever reads it calls Applied.
+func (f *Followed) Expect() {
+	f.applying.Add(1)
+	f.stale.Store(false)
+}
+
+// Applied is called when a read that was expected has been applied.
 func (f *Followed) Applied() { f.applying.Add(-1) }
 
 // ReadAgain has the record read at the next tick.
 func (f *Followed) ReadAgain() { f.stale.Store(true) }
+
+// Verify says that the next read is only to verify the record.
+func (f *Followed) Verify() { f.verifying.Store(true) }
 
 // Verified reports whether the record was read only to verify it, the first time.
 func (f *Followed) Verified() bool { return f.verifying.Swap(false) }
@@ -59,8 +87,8 @@ func (f *Followed) isRead() bool {
 	return f.readError.Load() == nil && f.Current().Known()
 }
 
-// behind reports whether the record has still to be read, or to be applied.
-func (f *Followed) behind() bool {
+// Behind reports whether the record has still to be read, or to be applied.
+func (f *Followed) Behind() bool {
 	return f.waiting.Load() || f.Current().Kind() == site.Loading || f.stale.Load() || f.readError.Load() != nil || f.Reading.Load() > 0 ||
 		f.applying.Load() > 0 || f.Current().Version() < f.StoredVersion.Load()
 }
@@ -68,7 +96,7 @@ func (f *Followed) behind() bool {
 // Follower is how far an instance has followed the others.
 type Follower struct {
 	Store    *Store
-	Sites    map[string]*Followed
+	Sites    Sites
 	Fleet    *Fleet
 	Interval time.Duration // negative: others are not followed
 
@@ -110,11 +138,10 @@ func (f *Follower) Tick(ctx context.Context, now time.Time) Tick {
 		return tick
 	}
 	f.readSites(journal, now)
-	for _, s := range f.Sites {
+	for s := range f.Sites.All() {
 		// A read that began before the switch may return what was there before it.
 		if (s.stale.Load() || !s.isRead()) && s.Reading.Load() == 0 && !s.waiting.Load() {
-			s.stale.Store(false)
-			s.applying.Add(1)
+			s.Expect()
 			tick.ToRead = append(tick.ToRead, s)
 		}
 	}
@@ -143,23 +170,23 @@ func (f *Follower) readSites(j Journal, now time.Time) {
 	if emptied := f.Store.emptied.Load(); !f.began || emptied != f.emptied || f.hasLost(j) {
 		f.emptied = emptied
 		f.began, f.shared, f.share = true, now, nil
-		for _, s := range f.Sites {
-			s.ReadAgain()
+		for s := range f.Sites.All() {
+			if !s.Waits() { // else its first read is still to come
+				s.ReadAgain()
+			}
 		}
 	}
 	for _, e := range j {
 		isKnown := f.journal.index(e.ID) >= 0
 		began := !e.settled() && now.Sub(f.Fleet.firstSeen(e.ID)) < beganInterval
 		for _, name := range e.names() {
-			s := f.Sites[name]
-			if s == nil {
-				continue
+			s, has := f.Sites.Find(name)
+			if has && (!isKnown || began) && (s == nil || e.Version == 0 || e.Version > s.Current().Version()) {
+				f.Sites.ReadAgain(name)
+				s, _ = f.Sites.Find(name)
 			}
-			if e.Done {
+			if s != nil && e.Done {
 				s.NoteStored(e.Version)
-			}
-			if (!isKnown || began) && (e.Version == 0 || e.Version > s.Current().Version()) {
-				s.ReadAgain()
 			}
 		}
 	}
@@ -188,7 +215,7 @@ func (f *Follower) verify(now time.Time) {
 	}
 	n := min(f.perTick, len(f.share))
 	for _, s := range f.share[:n] {
-		s.verifying.Store(true)
+		s.Verify()
 		s.ReadAgain()
 	}
 	f.share = f.share[n:]
@@ -199,9 +226,9 @@ func (f *Follower) verify(now time.Time) {
 func (f *Follower) shareOf(now time.Time) []*Followed {
 	rank, count := f.Fleet.rank()
 	var share []*Followed
-	for name, s := range f.Sites {
+	for s := range f.Sites.All() {
 		hash := fnv.New32a()
-		_, _ = hash.Write([]byte(name))
+		_, _ = hash.Write([]byte(s.Name))
 		if (int64(hash.Sum32())+now.Unix()/60)%int64(count) == int64(rank) {
 			share = append(share, s)
 		}
@@ -220,13 +247,13 @@ func (f *Follower) Progress() (applied string, present, behind, absent []string)
 		}
 	}
 	for _, name := range slices.Sorted(maps.Keys(named)) {
-		s := f.Sites[name]
-		if s == nil {
+		s, has := f.Sites.Find(name)
+		if !has {
 			absent = append(absent, name)
 			continue
 		}
 		present = append(present, name)
-		if s.behind() {
+		if s != nil && s.Behind() {
 			behind = append(behind, name)
 		}
 	}
@@ -237,9 +264,9 @@ func (f *Follower) Progress() (applied string, present, behind, absent []string)
 // be read, if there are others than before, or none any more.
 func (f *Follower) findUnreadable() *Unreadable {
 	found := make(map[string]error)
-	for name, s := range f.Sites {
+	for s := range f.Sites.All() {
 		if err := s.readError.Load(); err != nil && s.Current().Known() {
-			found[name] = *err
+			found[s.Name] = *err
 		}
 	}
 	before := f.unreadable
@@ -247,7 +274,10 @@ func (f *Follower) findUnreadable() *Unreadable {
 	switch {
 	case len(found) == 0 && len(before) > 0:
 		return new(Unreadable)
-	case slices.ContainsFunc(f.unreadable, func(name string) bool { return !slices.Contains(before, name) }):
+	case slices.ContainsFunc(f.unreadable, func(name string) bool {
+		_, known := slices.BinarySearch(before, name)
+		return !known
+	}):
 		return &Unreadable{f.unreadable, found[f.unreadable[0]]}
 	}
 	return nil

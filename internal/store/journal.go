@@ -87,12 +87,12 @@ func (j Journal) lastSettled() string {
 	return ""
 }
 
-// version returns that of the newest record of the site that has been stored, 0 if the
+// Version returns that of the newest record of the site that has been stored, 0 if the
 // journal names none.
-func (j Journal) version(site string) (version int64) {
-	for _, e := range j {
-		if e.Site == site && e.Done {
-			version = max(version, e.Version)
+func (j Journal) Version(site string) (version int64) {
+	for name, stored := range j.Stored() {
+		if name == site {
+			version = max(version, stored)
 		}
 	}
 	return version
@@ -186,23 +186,27 @@ func (s *Store) lookAgain(e Entry, with Journal) {
 		}
 		ctx, cancel := storageContext(s.ctx)
 		j, err := s.readJournal(ctx)
-		if err == nil && j.version(e.Site) < e.Version && (len(j) < maxEntries || j.hasAny(with)) {
+		if err == nil && j.Version(e.Site) < e.Version && (len(j) < maxEntries || j.hasAny(with)) {
 			_, _ = s.add(ctx, e) // else all records are verified once a minute
 		}
 		cancel()
 	}
 }
 
-// NoteJournal notes which records of the sites have been stored, by the journal.
-func (s *Store) NoteJournal(ctx context.Context, sites iter.Seq[*site.Site]) error {
+// Journal reads the journal, as it is before records are read.
+func (s *Store) Journal(ctx context.Context) (Journal, error) {
 	ctx, cancel := storageContext(ctx)
 	defer cancel()
-	j, err := s.readJournal(ctx)
-	if err != nil || len(j) == 0 {
-		return err
+	return s.readJournal(ctx)
+}
+
+// Stored yields the sites of records that have been stored, and the versions of these.
+func (j Journal) Stored() iter.Seq2[string, int64] {
+	return func(yield func(string, int64) bool) {
+		for _, e := range j {
+			if e.Done && !yield(e.Site, e.Version) {
+				return
+			}
+		}
 	}
-	for target := range sites {
-		target.NoteStored(j.version(target.Name))
-	}
-	return nil
 }

@@ -62,6 +62,19 @@ func (m *Memory) Record(storage, name string) *site.Record {
 	return r
 }
 
+// Sites returns the sites of a storage that were not off.
+func (m *Memory) Sites(storage string) (names []string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.read()
+	for key := range m.records {
+		if key.Storage == storage {
+			names = append(names, key.Site)
+		}
+	}
+	return names
+}
+
 // read reads the file, once. What cannot be read is not known.
 func (m *Memory) read() {
 	if m.records != nil {

@@ -9,9 +9,7 @@ import (
 	"fmt"
 	"io/fs"
 	"net/url"
-	"path"
 	"slices"
-	"strings"
 	"sync"
 	"time"
 )
@@ -217,45 +215,11 @@ func (s *Store) findReport(ctx context.Context) error {
 	return err
 }
 
-// listAttempts is how often the reports are listed at once. A storage of files fails, or
-// stops half way, if a file goes while it lists them; each report that is stored makes one go.
-const listAttempts = 10
-
-// errNotListed says that a list does not have what must be in it.
-var errNotListed = errors.New("the storage does not list the report that this instance has stored")
-
 // listReports returns the names of all reports that are there. A list that does not have that
 // of this instance is not complete.
 func (s *Store) listReports(ctx context.Context) ([]string, error) {
-	found := false
-	for range listAttempts {
-		keys, err := inTime(ctx, func() ([]string, error) { return s.storage.List(ctx, reportsPath, false) })
-		if err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return nil, err
-		}
-		names := reportNames(keys)
+	return s.list(ctx, reportsPath, func(names []string) bool {
 		raw, _ := s.self.stored()
-		isReporting := raw != nil
-		if err == nil && (!isReporting || slices.Contains(names, s.self.Name())) {
-			return names, nil
-		}
-		found = found || isReporting || len(keys) > 0
-		if err := s.findReport(ctx); err != nil {
-			return nil, err
-		}
-	}
-	if !found {
-		return nil, nil // there is no such directory, for nobody reports
-	}
-	return nil, errNotListed
-}
-
-func reportNames(keys []string) []string {
-	var names []string
-	for _, key := range keys {
-		if name, ok := strings.CutSuffix(path.Base(key), ".json"); ok { // else it is being written
-			names = append(names, name)
-		}
-	}
-	return names
+		return raw == nil || slices.Contains(names, s.self.Name())
+	})
 }

@@ -21,7 +21,9 @@ import (
 	"iter"
 	"maps"
 	"net/url"
+	"path"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -105,9 +107,11 @@ func New(ctx context.Context, storage Storage, durations site.DurationParser, se
 // closes no site that was never switched.
 func (s *Store) TrustAbsence() { s.trusted = true }
 
+const sitesPath = "maintenance/sites"
+
 // Key is where the record of a site is stored. Percent-encoding keeps : and * out of file
 // names, which not every system takes.
-func Key(name string) string { return "maintenance/sites/" + url.QueryEscape(name) + ".json" }
+func Key(name string) string { return sitesPath + "/" + url.QueryEscape(name) + ".json" }
 
 // storageContext ends when the storage has had its time, or with ctx.
 func storageContext(ctx context.Context) (context.Context, context.CancelFunc) {
@@ -166,20 +170,27 @@ func (s *Store) storeInTime(ctx context.Context, key string, value []byte) error
 // that a config of many sites neither starts as many goroutines nor has the last of them
 // give up before it has begun. A read that hangs does so on its own; see await.
 func (s *Store) begin(ctx context.Context, key string) <-chan result[[]byte] {
-	done := make(chan result[[]byte], 1)
+	return begin(ctx, s, func() ([]byte, error) { return s.storage.Load(ctx, key) })
+}
+
+func begin[T any](ctx context.Context, s *Store, read func() (T, error)) <-chan result[T] {
+	done := make(chan result[T], 1)
 	if s.stalled.Load() {
-		done <- result[[]byte]{err: ErrSilent}
+		done <- result[T]{err: ErrSilent}
 		return done
 	}
+	isOver := ctx.Err() != nil
 	if s.reads.Acquire(ctx, 1) != nil {
-		s.noteStalled(ctx)
-		done <- result[[]byte]{err: context.Cause(ctx)}
+		if !isOver {
+			s.noteStalled(ctx)
+		}
+		done <- result[T]{err: context.Cause(ctx)}
 		return done
 	}
 	go func() {
-		value, err := s.storage.Load(ctx, key)
+		value, err := read()
 		s.reads.Release(1)
-		done <- result[[]byte]{value, err}
+		done <- result[T]{value, err}
 	}()
 	return done
 }
@@ -234,6 +245,133 @@ func versionOf(r *site.Record) int64 {
 		return 0
 	}
 	return r.Version
+}
+
+// Listing
+
+// listAttempts is how often a storage is listed at once. One of files fails, or stops half
+// way, if a file goes while it lists them; each value that is stored makes one go.
+const listAttempts = 10
+
+// emptyAttempts is how often it is listed if it says that there is nothing.
+const emptyAttempts = 3
+
+// errNotListed says that a list does not have what must be in it.
+var errNotListed = errors.New("the storage does not list everything that is there")
+
+// list returns the names in a directory, none if there is no such directory.
+func (s *Store) list(ctx context.Context, directory string, isComplete func(names []string) bool) ([]string, error) {
+	found := false
+	for attempt := range listAttempts {
+		keys, err := await(ctx, begin(ctx, s, func() ([]string, error) { return s.storage.List(ctx, directory, true) }))
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return nil, err
+		}
+		names := namesOf(keys, directory)
+		if err == nil && isComplete(names) {
+			return names, nil
+		}
+		if err := s.findReport(ctx); err != nil {
+			return nil, err
+		}
+		found = found || len(keys) > 0
+		if !found && isComplete(nil) && attempt+1 >= emptyAttempts {
+			return nil, nil
+		}
+	}
+	return nil, errNotListed
+}
+
+// namesOf returns the names in keys of JSON. Others are being written, or are in another
+// directory, which some storages list with it.
+func namesOf(keys []string, directory string) []string {
+	var names []string
+	for _, key := range keys {
+		name, ok := strings.CutSuffix(path.Base(key), ".json")
+		if ok && strings.HasSuffix("/"+path.Dir(key), "/"+directory) {
+			names = append(names, name)
+		}
+	}
+	return names
+}
+
+// Listing is what listing the records has come to.
+type Listing struct {
+	Names []string // of the sites that have a record, or should have one
+	site.Read
+}
+
+// List begins to list the sites that have a record, in place of reading one of target, and
+// sends what that has come to. It adds those that were last known to be closed, and those of
+// the journal, for what is there can be lost.
+func (s *Store) List(ctx context.Context, target *site.Site, closed []string) <-chan Listing {
+	target.Reading.Add(1)
+	done := make(chan Listing, 1)
+	go func() {
+		ctx, cancel := storageContext(ctx)
+		defer cancel()
+		l := Listing{Names: closed}
+		if j, err := s.readJournal(ctx); err == nil {
+			for name := range j.Stored() {
+				l.Names = append(l.Names, name)
+			}
+		}
+		listed, err := s.listSites(ctx, l.Names)
+		if err != nil {
+			s.noteStalled(ctx)
+			l.Err = fmt.Errorf("listing the states of sites: %w", err)
+		}
+		l.Names = append(l.Names, listed...)
+		l.Tentative = target.Reading.Add(-1) > 0
+		done <- l
+	}()
+	return done
+}
+
+// listSites lists the sites that have a record. A storage says that there are fewer than there
+// are if it is down, and some do if they list another way than is meant. So the list has to
+// have those of these sites that have a record, and the same storage has to list the report of
+// this instance.
+func (s *Store) listSites(ctx context.Context, some []string) ([]string, error) {
+	names, err := s.listOnce(ctx, some)
+	if errors.Is(err, errNotListed) {
+		return s.listOnce(ctx, some) // a record may have been stored since the list was made
+	}
+	return names, err
+}
+
+func (s *Store) listOnce(ctx context.Context, some []string) ([]string, error) {
+	escaped, err := s.list(ctx, sitesPath, func([]string) bool { return true })
+	if err != nil {
+		return nil, err
+	}
+	if err := s.findReport(ctx); err != nil {
+		return nil, err
+	}
+	if _, err := s.listReports(ctx); err != nil {
+		return nil, err
+	}
+	there := make(map[string]bool)
+	for _, name := range escaped {
+		if name, err := url.QueryUnescape(name); err == nil {
+			there[name] = true
+		}
+	}
+	if len(there) == 0 {
+		some = append(slices.Clip(some), "") // to see how reading one fails
+	}
+	for _, name := range some {
+		if there[name] {
+			continue
+		}
+		switch _, err := await(ctx, s.begin(ctx, Key(name))); {
+		case err == nil:
+			return nil, errNotListed
+		case !errors.Is(err, fs.ErrNotExist):
+			return nil, err
+		}
+	}
+	return slices.Collect(maps.Keys(there)), nil
 }
 
 // Switching

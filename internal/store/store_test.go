@@ -8,6 +8,8 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"iter"
+	"maps"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -165,6 +167,7 @@ func hangOn(what string) func(context.Context, string, string) error {
 type instance struct {
 	*Store
 	follower *Follower
+	sites    siteMap
 	fleet    *Fleet
 	inFlight map[string]int64
 	changes  []site.Change
@@ -172,15 +175,26 @@ type instance struct {
 
 func newInstance(t *testing.T, m *memory, names ...string) *instance {
 	s := New(t.Context(), m, time.ParseDuration, NewSelf(NewName("web")))
-	i := &instance{Store: s, fleet: NewFleet(s), inFlight: make(map[string]int64)}
-	i.follower = &Follower{Store: s, Fleet: i.fleet, Sites: make(map[string]*Followed), Interval: 2 * time.Second}
+	i := &instance{Store: s, fleet: NewFleet(s), inFlight: make(map[string]int64), sites: make(siteMap)}
+	i.follower = &Follower{Store: s, Fleet: i.fleet, Sites: i.sites, Interval: 2 * time.Second}
 	for _, name := range names {
-		i.follower.Sites[name] = &Followed{Site: site.New(name, time.Now())}
+		i.sites.Add(name)
 	}
 	return i
 }
 
-func (i *instance) site(name string) *site.Site { return i.follower.Sites[name].Site }
+// siteMap is sites that are all in memory.
+type siteMap map[string]*Followed
+
+func (m siteMap) All() iter.Seq[*Followed] { return maps.Values(m) }
+
+func (m siteMap) Find(name string) (*Followed, bool) { return m[name], m[name] != nil }
+
+func (m siteMap) Add(name string) { m[name] = &Followed{Site: site.New(name, time.Now())} }
+
+func (m siteMap) ReadAgain(name string) { m[name].ReadAgain() }
+
+func (i *instance) site(name string) *site.Site { return i.sites[name].Site }
 
 func (i *instance) word(name string) string { return site.View{State: i.site(name).Current()}.Word() }
 

@@ -1,0 +1,217 @@
+package site
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"regexp"
+	"strconv"
+	"strings"
+)
+
+// maxName is how long the name of a site may be. A name is safe in a URL path, in a log
+// and, percent-encoded, as a file name.
+const maxName = 64
+
+// Name is what a handler calls its site: a name, or a template. The placeholders of a
+// template have other values in each request, and each name that this makes is a site of
+// its own.
+type Name struct {
+	text  string
+	parts []part         // of a template
+	shape *regexp.Regexp // of the names that a template makes; nil for a name
+}
+
+// part is a part of a template: literal text, and a placeholder if one comes after it.
+type part struct{ literal, placeholder string }
+
+// ParseName parses what a handler calls its site. ASCII upper case is folded, but not in
+// the keys of placeholders.
+func ParseName(text string) (*Name, error) {
+	if text == "" {
+		return nil, errors.New("site: no name given; name the site that is switched, for example: maintenance shop")
+	}
+	if !strings.ContainsAny(text, "{}") {
+		folded := Fold(text)
+		if isReserved(folded) {
+			return nil, fmt.Errorf("site: %q given, which would read as a command; a hostname makes a good name", text)
+		}
+		if !isName(folded) {
+			return nil, fmt.Errorf("site: %q given, accepted are 1 to 64 of a-z 0-9 . - _ : *, "+
+				"beginning with a letter, digit or *, and placeholders such as {host}; a hostname makes a good name", text)
+		}
+		return &Name{text: folded}, nil
+	}
+	return parseTemplate(text)
+}
+
+// placeholders are what a template has in braces.
+var placeholders = regexp.MustCompile(`\{[^{}]+\}`)
+
+func parseTemplate(text string) (*Name, error) {
+	n := new(Name)
+	end := 0
+	for _, at := range placeholders.FindAllStringIndex(text, -1) {
+		n.parts = append(n.parts, part{Fold(text[end:at[0]]), text[at[0]+1 : at[1]-1]})
+		end = at[1]
+	}
+	n.parts = append(n.parts, part{literal: Fold(text[end:])})
+	if !isName(n.with(func(string) string { return "0" })) {
+		return nil, fmt.Errorf("invalid site %q: only a-z 0-9 . - _ : * are accepted beside placeholders in braces, "+
+			"and one of them or a letter, digit or * comes first (for example {host} or shop-{labels.2})", text)
+	}
+	n.text = n.with(func(key string) string { return "{" + key + "}" })
+	const value = "\x00" // which is in no name
+	shape := regexp.QuoteMeta(n.with(func(string) string { return value }))
+	n.shape = regexp.MustCompile("^" + strings.ReplaceAll(shape, value, "(.+)") + "$")
+	return n, nil
+}
+
+// with returns the template with values in place of its placeholders.
+func (n *Name) with(value func(key string) string) string {
+	var b strings.Builder
+	for _, p := range n.parts {
+		b.WriteString(p.literal)
+		if p.placeholder != "" {
+			b.WriteString(value(p.placeholder))
+		}
+	}
+	return b.String()
+}
+
+// String returns the name, or the template.
+func (n *Name) String() string { return n.text }
+
+// IsTemplate reports whether there are placeholders in it.
+func (n *Name) IsTemplate() bool { return n.shape != nil }
+
+// Expand returns the name that a template makes of the values of its placeholders. It
+// reports false if one of them is empty, or if that is no valid name.
+func (n *Name) Expand(value func(key string) string) (name string, ok bool) {
+	for _, p := range n.parts {
+		name += p.literal
+		if p.placeholder == "" {
+			break
+		}
+		v := Normalize(value(p.placeholder))
+		if v == "" || len(name)+len(v) > maxName {
+			return "", false
+		}
+		name += v
+	}
+	return name, isName(name)
+}
+
+// Yields reports whether a site of that name belongs to n: it is n, or n can make it.
+func (n *Name) Yields(name string) bool {
+	if !n.IsTemplate() {
+		return n.text == name
+	}
+	if !isName(name) {
+		return false
+	}
+	values := n.shape.FindStringSubmatch(name)
+	for _, value := range values[min(1, len(values)):] {
+		if Normalize(value) != value {
+			return false
+		}
+	}
+	return values != nil
+}
+
+// Literals returns how many characters of a template are no placeholders.
+func (n *Name) Literals() int { return len(n.with(func(string) string { return "" })) }
+
+// NormalizeHost is Normalize for a host as a client sends it: it may be in brackets, which
+// matchers ignore, and whatever follows a colon is none of it, unless it is an IPv6 address.
+func NormalizeHost(host string) string {
+	if inner, _, found := strings.Cut(strings.TrimPrefix(host, "["), "]"); found {
+		host = inner
+	}
+	host = strings.Trim(host, "[]")
+	if !isIPv6(host) {
+		host, _, _ = strings.Cut(host, ":")
+	}
+	return Normalize(host)
+}
+
+func isIPv6(s string) bool {
+	if strings.Count(s, ":") < 2 {
+		return false // without the error that parsing it would make
+	}
+	_, err := netip.ParseAddr(s)
+	return err == nil
+}
+
+// HostLabel returns a label of a host that was normalized, counted from the right.
+func HostLabel(host, index string) string {
+	i, err := strconv.Atoi(index)
+	labels := strings.Split(host, ".")
+	if err != nil || i < 0 || i >= len(labels) {
+		return ""
+	}
+	return labels[len(labels)-1-i]
+}
+
+// Normalize folds ASCII upper case, and removes what makes no other host of one: a port and
+// a trailing dot, also where they come again, so that no spelling of a host is another site.
+func Normalize(value string) string {
+	if isIPv6(value) {
+		return Fold(value)
+	}
+	for {
+		shorter := strings.TrimRight(value, ".")
+		if i := strings.LastIndexByte(shorter, ':'); i >= 0 && strings.Trim(shorter[i+1:], "0123456789") == "" {
+			shorter = shorter[:i]
+		}
+		if shorter == value {
+			return Fold(value)
+		}
+		value = shorter
+	}
+}
+
+// Fold makes ASCII upper case lower case.
+func Fold(s string) string {
+	if !hasUpper(s) {
+		return s // as in nearly all requests
+	}
+	return strings.Map(func(r rune) rune {
+		if 'A' <= r && r <= 'Z' {
+			return r + 'a' - 'A'
+		}
+		return r
+	}, s)
+}
+
+func hasUpper(s string) bool {
+	for i := range len(s) {
+		if 'A' <= s[i] && s[i] <= 'Z' {
+			return true
+		}
+	}
+	return false
+}
+
+// isName reports whether a site may be called that, as requests have it checked.
+func isName(s string) bool {
+	if s == "" || len(s) > maxName || strings.IndexByte("._:-", s[0]) >= 0 || isReserved(s) {
+		return false
+	}
+	for i := range len(s) {
+		c := s[i]
+		if (c < 'a' || c > 'z') && (c < '0' || c > '9') && strings.IndexByte("._:-*", c) < 0 {
+			return false
+		}
+	}
+	return true
+}
+
+// isReserved reports whether a name would read as a command.
+func isReserved(s string) bool {
+	switch s {
+	case "on", "off", "run", "page", "instances", "forget", "status", "help":
+		return true
+	}
+	return false
+}
