@@ -417,7 +417,7 @@ func TestSwitchThatDiesHalfWayLeavesNobodySplit(t *testing.T) {
 				for _, i := range f.all {
 					i.awaitState(k.name, want)
 				}
-				if took := time.Since(died); took > 2*syncInterval+2*time.Second { // a busy machine
+				if took := time.Since(died); took > 15*time.Second { // else it takes a minute
 					t.Errorf("it took %s", took)
 				}
 			})
