@@ -158,6 +158,12 @@ func (a *App) find(called string) (name string, err error) {
 	if name = site.Normalize(called); len(a.yielding(name)) > 0 {
 		return name, nil
 	}
+	if t := a.sites[called]; t != nil {
+		return "", fmt.Errorf("%s stands for many sites; name one of them", t.Name)
+	}
+	if _, err := site.ParseName(name); err != nil && len(a.templates) > 0 {
+		return "", err
+	}
 	if len(a.sites) == 0 {
 		return "", fmt.Errorf("unknown site %s; no site of the running config has a maintenance directive, "+
 			"such as: maintenance shop", site.Truncate(called))

@@ -36,7 +36,7 @@ func (h *Handler) nameOf(r *http.Request) string {
 		}
 		value, known := replacer.GetString(key)
 		if !known && !h.site.warned.Swap(true) {
-			h.log.Warn("placeholder is not known; requests without it are of no site that can be switched, and get through",
+			h.log.Warn("placeholder is not known; requests without it are of no site that can be switched, and stay as initial_state says",
 				zap.String("site", h.site.Name), zap.String("placeholder", key))
 		}
 		return value

@@ -509,8 +509,9 @@ func TestOnlySitesOfATemplateThatAreNotOffAreListed(t *testing.T) {
 	s.delete("shop")
 	expect("shop")
 	for path, want := range map[string]string{
-		"/a%20b":  "unknown site a b; the sites of the running config are: shop, {http.request.host}",
-		"/status": "unknown site status; the sites of the running config are: shop, {http.request.host}",
+		"/a%20b":                   `site: "a b" given, accepted are 1 to 64 of a-z 0-9 . - _ : *, beginning with a letter, digit or *, and placeholders such as {host}; a hostname makes a good name`,
+		"/status":                  `site: "status" given, which would read as a command; a hostname makes a good name`,
+		"/%7Bhttp.request.host%7D": "{http.request.host} stands for many sites; name one of them",
 	} {
 		got := s.api(http.MethodPut, "/maintenance"+path, "")
 		wantEqual(t, path, fmt.Sprint(got.StatusCode, decode(t, got.body)["error"]), "404"+want)
