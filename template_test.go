@@ -599,3 +599,17 @@ func TestRequestsOfNeverSwitchedSitesAreInFlight(t *testing.T) {
 		})
 	}
 }
+
+// A placeholder whose value is known when the config loads names one site, as any name does.
+func TestNameFromTheEnvironmentIsALiteralOne(t *testing.T) {
+	t.Setenv("TEST_SITE", "Shop")
+	s := start(t, "maintenance {env.TEST_SITE}")
+	got := s.api(http.MethodGet, "/maintenance", "")
+	if !strings.Contains(got.body, `"site":"shop"`) || got.Header["Maintenance-Template"] != nil {
+		t.Errorf("got %s with %v", got.body, got.Header)
+	}
+	t.Setenv("TEST_SITE", "")
+	if err := s.load("maintenance {env.TEST_SITE}"); err == nil || !strings.Contains(err.Error(), "no name given") {
+		t.Errorf("without a value: got %v", err)
+	}
+}
