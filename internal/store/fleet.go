@@ -81,7 +81,8 @@ type observed struct {
 	changed  time.Time
 	lastRead time.Time
 	skew     time.Duration
-	lost     bool // with what else was in the storage
+	behind   map[string]time.Time // the sites that it could not read yet, and since when it says so
+	lost     bool                 // with what else was in the storage
 }
 
 // NewFleet returns the instances on the storage. It knows none before it observes them.
@@ -310,8 +311,15 @@ func (f *Fleet) take(name string, r Report, raw string, now time.Time) {
 		}
 		if o.found.IsZero() || o.Config != r.Config {
 			o.found = now // and it has as long as any to read what is stored
+			o.behind = nil
 		}
-		o.Report, o.raw, o.changed = r, raw, now
+		behind := make(map[string]time.Time, len(r.Behind))
+		for _, site := range r.Behind {
+			if behind[site] = now; !o.behind[site].IsZero() {
+				behind[site] = o.behind[site]
+			}
+		}
+		o.Report, o.raw, o.changed, o.behind = r, raw, now, behind
 		o.skew = skew(r.Clock, from, now)
 	}
 	o.lastRead = now
@@ -448,7 +456,7 @@ func (f *Fleet) standing(o *observed, site string, version int64) (standing Stan
 	}
 	applied, basis := f.journal.index(o.Applied), f.journal.basis(site, version)
 	behind := slices.Contains(o.Behind, site)
-	if f.waitedInVain(o, site, applied, behind) || o.lastRead.Sub(o.changed) > ReportInterval+o.Patience() {
+	if f.waitedInVain(o, site, applied) || behind && o.lastRead.Sub(o.behind[site]) > o.Patience() || o.lastRead.Sub(o.changed) > ReportInterval+o.Patience() {
 		return Silent, false
 	}
 	current = !behind && applied >= basis && (basis >= 0 || site == "")
@@ -468,13 +476,13 @@ func (f *Fleet) standing(o *observed, site string, version int64) (standing Stan
 
 // waitedInVain reports whether an instance has had an entry of the journal before it for
 // longer than it may take, and has not applied it.
-func (f *Fleet) waitedInVain(o *observed, site string, applied int, behind bool) bool {
+func (f *Fleet) waitedInVain(o *observed, site string, applied int) bool {
 	since := o.found
 	if applied < 0 {
 		since = o.changed // what it has applied is not in the journal any more; it has just been there
 	}
 	for i, e := range f.journal {
-		if !e.settled() || site != "" && !e.concerns(site) || i <= applied && !behind {
+		if !e.settled() || site != "" && !e.concerns(site) || i <= applied {
 			continue
 		}
 		if o.lastRead.Sub(f.seen[e.ID]) > o.Patience() && o.lastRead.Sub(since) > o.Patience() {

@@ -85,6 +85,7 @@ func TestStandingOfAnInstance(t *testing.T) {
 		{"has applied what is not there any more", Journal{old, on}, Report{Applied: "lost"}, 0, Pending, false},
 		{"could not read the record", Journal{old, on}, Report{Applied: "on", Behind: []string{"shop"}}, 0, Pending, false},
 		{"nor in time", Journal{old, on}, Report{Applied: "on", Behind: []string{"shop"}}, time.Minute, Silent, false},
+		{"has to read it once more", Journal{old, on}, Report{Config: "same", Applied: "on", Behind: []string{"shop"}}, time.Minute, Pending, false},
 		{"nor yet, with another config", Journal{old, on}, Report{Config: "2", Applied: "on", Behind: []string{"shop"}}, time.Minute, Pending, false},
 		{"could not read that of another site", Journal{old, on}, Report{Applied: "on", Behind: []string{"wiki"}}, 30 * time.Second, Confirmed, true},
 		{"does not have the site, as it said before the switch", Journal{old, on}, Report{Applied: "old", Absent: []string{"shop"}}, 0, Pending, false},
@@ -107,7 +108,11 @@ func TestStandingOfAnInstance(t *testing.T) {
 		f.keep([]string{"web-1"}, 0)
 		f.note(test.journal, start)
 		before := test.report
-		before.Config = ""
+		if before.Config == "" || before.Config == "2" {
+			before.Config = ""
+		} else { // it was not behind
+			before.Behind = nil
+		}
 		f.take("web-1", before, test.name, start)
 		f.take("web-1", test.report, test.name+test.report.Config, start.Add(test.after))
 		got := f.Instances("shop", 2)[0]
