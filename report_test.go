@@ -155,7 +155,9 @@ func TestClosedSitesAreKeptOnDisk(t *testing.T) {
 // G3
 func TestDiskKnowsWhatTheStorageHasLost(t *testing.T) {
 	ofEachKind(t, func(t *testing.T, k kind) {
-		s := k.start(t, `maintenance shop`)
+		s := k.prepare(t)
+		s.options += "maintenance {\nsync_interval 100ms\n}"
+		s.reload(`maintenance shop`)
 		s.put("shop", `{"message": "Hello."}`)
 		for name, fault := range map[string]func(context.Context, string, string) error{
 			"emptied": nil,

@@ -447,7 +447,7 @@ func TestDrainedIsSaidOfTheFleet(t *testing.T) {
 // G11, G1
 func TestDoneHoldsOnAllInstancesUnderLoad(t *testing.T) {
 	t.Parallel()
-	const switches, interval = 100, 100 * time.Millisecond
+	const switches, interval = 50, 100 * time.Millisecond // of two sites each
 	upstream := newApp(t, welcome)
 	shared := t.TempDir()
 	var fleet []*caddy
