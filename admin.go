@@ -8,9 +8,13 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"slices"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/caddyserver/caddy/v2"
 
@@ -37,7 +41,21 @@ func (adminAPI) CaddyModule() caddy.ModuleInfo {
 }
 
 // Provision adds the metrics to the registry that the admin endpoint is scraped from.
-func (adminAPI) Provision(ctx caddy.Context) error { return registerMetrics(ctx) }
+func (adminAPI) Provision(ctx caddy.Context) error {
+	lastAdmin.Store(ctx.GetMetricsRegistry())
+	return registerMetrics(ctx)
+}
+
+// lastAdmin is the registry of the last config that has an admin endpoint, by which the config
+// is known.
+var lastAdmin atomic.Pointer[prometheus.Registry]
+
+// warnOfNoAdmin warns if nothing can switch the sites of the config.
+func (a *App) warnOfNoAdmin() {
+	if len(a.sites) > 0 && lastAdmin.Load() != a.ctx.GetMetricsRegistry() {
+		a.log.Warn("the admin endpoint is off, so that nothing can switch sites on this instance; remove `admin off`, or have it listen on a socket, such as `admin unix//run/caddy-admin.sock`")
+	}
+}
 
 // Routes returns the admin routes.
 func (a adminAPI) Routes() []caddy.AdminRoute {
@@ -60,6 +78,7 @@ func (a adminAPI) serve(w http.ResponseWriter, r *http.Request) error {
 		return a.serveFleet(w, r, strings.Trim(instance, "/"))
 	}
 	name, ofInstances := strings.CutSuffix(name, api.InstancesPath)
+	name, ofPage := strings.CutSuffix(name, api.PagePath)
 	// The body may take as long as its client likes, and the config change meanwhile.
 	body, err := readBody(w, r)
 	if err != nil {
@@ -73,8 +92,11 @@ func (a adminAPI) serve(w http.ResponseWriter, r *http.Request) error {
 	if err := s.Ready(r.Context(), nil); err != nil {
 		return err
 	}
-	if ofInstances {
+	switch {
+	case ofInstances:
 		return app.serveInstances(w, r, s)
+	case ofPage:
+		return app.servePage(w, r, s)
 	}
 	return a.serveSite(w, r, app, s, body)
 }
@@ -91,6 +113,10 @@ func retainSite(called string) (*App, *configuredSite, error) {
 		if err != nil {
 			return nil, nil, caddy.APIError{HTTPStatus: http.StatusNotFound, Err: err}
 		}
+		if s := app.goneSite(name); s != nil {
+			sites.Hold(s.entry)
+			return app.thatReaches(s), s, nil
+		}
 		if entry := sites.Need(name, true); entry != nil {
 			if s := app.siteOf(entry); s != nil {
 				return app, s, nil
@@ -104,9 +130,13 @@ func retainSite(called string) (*App, *configuredSite, error) {
 // checkQuery refuses what would be ignored: a wait that is misspelt, or options
 // that belong in the body.
 func checkQuery(r *http.Request) error {
+	known := api.WaitParameter
+	if strings.HasSuffix(strings.TrimRight(r.URL.Path, "/"), api.PagePath) {
+		known = api.SourceParameter
+	}
 	for name := range r.URL.Query() {
-		if name != api.WaitParameter || r.Method != http.MethodGet {
-			return badRequest(fmt.Errorf("unknown parameter %s; GET of a site and of instances takes wait, and options go into the body", site.Truncate(name)))
+		if name != known || r.Method != http.MethodGet {
+			return badRequest(fmt.Errorf("unknown parameter %s; GET of a site and of instances takes wait, that of a page takes source, and options go into the body", site.Truncate(name)))
 		}
 	}
 	return nil
@@ -151,6 +181,12 @@ func (adminAPI) serveAll(w http.ResponseWriter, r *http.Request) error {
 	for _, s := range app.listed() {
 		list = append(list, app.status(s))
 	}
+	for _, s := range goneSites.all() {
+		if v := s.view(); !app.has(s.Name) && (v.On() || v.Scheduled()) {
+			list = append(list, s.app.status(s))
+		}
+	}
+	slices.SortFunc(list, func(x, y api.Site) int { return strings.Compare(x.Site, y.Site) })
 	return writeJSON(w, list)
 }
 
@@ -159,6 +195,8 @@ func (adminAPI) serveSite(w http.ResponseWriter, r *http.Request, app *App, s *c
 	if err != nil {
 		return asAPIError(err)
 	}
+	// It is another one after each switch.
+	w.Header().Set("Etag", strconv.Quote(strconv.FormatInt(s.Current().Version(), 10)))
 	return writeJSON(w, app.status(s))
 }
 
@@ -169,7 +207,10 @@ func serveMethod(w http.ResponseWriter, r *http.Request, app *App, s *configured
 	case http.MethodGet:
 		return wait(r, s)
 	case http.MethodPut, http.MethodPatch:
-		m, err := mutation(r.Method, body)
+		if s.isGone() {
+			return caddy.APIError{HTTPStatus: http.StatusConflict, Err: fmt.Errorf("site %s has no maintenance directive any more, so that nothing would keep its requests out; DELETE switches it off", s.Name)}
+		}
+		m, err := mutation(r, body)
 		if err != nil {
 			return badRequest(err)
 		}
@@ -181,14 +222,19 @@ func serveMethod(w http.ResponseWriter, r *http.Request, app *App, s *configured
 	}
 }
 
-// mutation returns what the body of a PUT or PATCH asks for. That of a PUT may be empty.
-func mutation(method string, body []byte) (site.Mutation, error) {
-	if len(body) == 0 && method == http.MethodPut {
+// mutation returns what a PUT or PATCH asks for. The body of a PUT may be empty. With
+// If-None-Match: *, a PUT is for a site that is off (RFC 9110, section 13.1.2).
+func mutation(r *http.Request, body []byte) (site.Mutation, error) {
+	isPut, condition := r.Method == http.MethodPut, r.Header.Get("If-None-Match")
+	if condition != "" && (condition != "*" || !isPut) {
+		return nil, fmt.Errorf("invalid If-None-Match %q: only * is known, with PUT, for a site that is off", site.Truncate(condition))
+	}
+	if len(body) == 0 && isPut {
 		body = []byte("{}")
 	}
 	given, err := optionParser().Body(body)
-	if method == http.MethodPut {
-		return site.On{Options: given}, err
+	if isPut {
+		return site.On{Options: given, OnlyOff: condition != ""}, err
 	}
 	return site.Patch{Options: given}, err
 }
@@ -201,9 +247,13 @@ func optionParser() site.Parser {
 // asAPIError gives an error of a switch its status. Others have one, or 500.
 func asAPIError(err error) error {
 	var status int
-	switch notOn, notStored := new(site.NotOnError), new(store.NotStoredError); {
-	case errors.As(err, &notOn):
+	switch notOn, notOff, conflict, invalid, notStored := new(site.NotOnError), new(site.NotOffError), new(site.ConflictError), new(site.InvalidError), new(store.NotStoredError); {
+	case errors.As(err, &notOn), errors.As(err, &conflict):
 		status = http.StatusConflict
+	case errors.As(err, &notOff):
+		status = http.StatusPreconditionFailed
+	case errors.As(err, &invalid):
+		status = http.StatusBadRequest
 	case errors.As(err, &notStored):
 		status = http.StatusInternalServerError
 	case errors.Is(err, store.ErrBusy):
@@ -267,11 +317,13 @@ func waitLimit(r *http.Request) (time.Duration, error) {
 func (a *App) status(s *configuredSite) api.Site {
 	v := s.view()
 	o := v.Options()
-	return api.Site{
+	answer := api.Site{
 		Site:           s.Name,
 		State:          v.Word(),
 		Since:          v.Since(),
 		Message:        o.Message,
+		Reason:         o.Reason,
+		By:             o.By,
 		RetryAfter:     o.RetryAfter.Text,
 		Until:          o.Until,
 		Hold:           o.Hold.Text,
@@ -283,6 +335,16 @@ func (a *App) status(s *configuredSite) api.Site {
 		Held:           s.heldNow(),
 		Pages:          s.pageStatuses(),
 	}
+	if v.Scheduled() {
+		answer.From = o.From
+	}
+	if why := s.followed.Err(); !v.Known() && why != nil {
+		answer.Error = why.Error()
+	}
+	if s.isGone() {
+		answer.Configured = new(bool)
+	}
+	return answer
 }
 
 // writeJSON returns when the client has been sent the whole answer.

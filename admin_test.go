@@ -81,10 +81,10 @@ func TestWrongRequestIsRefusedAndChangesNothing(t *testing.T) {
 	s.put("shop", `{"message": "Back at three."}`)
 	record := s.storage.get(shopKey)
 	const (
-		unknown = `unknown option colour; the options are message, retry_after, until, hold, terminate_after, bypass_secret`
+		unknown = `unknown option colour; the options are message, reason, by, retry_after, from, until, hold, terminate_after, bypass_secret`
 		wait    = ` given, a duration of at most 30s is accepted, such as 10s`
 		off     = `site wiki is not in maintenance, its state is off; PUT switches it on`
-		one     = `; GET of a site and of instances takes wait, and options go into the body`
+		one     = `; GET of a site and of instances takes wait, that of a page takes source, and options go into the body`
 		sites   = `; the sites of the running config are: shop, wiki`
 	)
 	for _, test := range []struct {
@@ -133,4 +133,94 @@ func TestWrongRequestIsRefusedAndChangesNothing(t *testing.T) {
 	if s.storage.get("maintenance/sites/wiki.json") != "" {
 		t.Error("a record was stored for the other site")
 	}
+}
+
+// Operators see the page without closing the site, in each form that visitors can ask for.
+func TestPageIsShownToOperators(t *testing.T) {
+	host := newPageHost(t, answers("<p>First. {maintenance.message}"))
+	s := start(t, "maintenance shop {\npage "+host.URL+"\n}\nmaintenance shop {\npage "+host.URL+"/de\n}\nmaintenance wiki")
+	s.untilPages("shop", "ok")
+	show := func(path, accept string) response {
+		return send(t, http.MethodGet, s.admin+"/maintenance/"+path, "", http.Header{"Accept": {accept}})
+	}
+	first := "shop/page?source=" + host.URL
+	for _, test := range []struct{ path, accept, contentType, body string }{
+		{first, "text/html", html, "<p>First. "},
+		{first, "text/plain", "text/plain; charset=utf-8", "This site is down for maintenance and will be back soon.\n"},
+		{first, "application/json", "application/problem+json", `{"title":"Service Unavailable","status":503,"retry_after":300,"maintenance":true}` + "\n"},
+		{"wiki/page", "*/*", html, defaultPage},
+		{"shop/page", "text/html", "application/json", `{"error":"invalid source \"\": site shop has several pages or another one; give one of: ` +
+			host.URL + ", " + host.URL + `/de"}` + "\n"},
+		{"wiki/page?source=x", "text/html", "application/json", `{"error":"unknown source \"x\": site wiki has the default page"}` + "\n"},
+	} {
+		got := show(test.path, test.accept)
+		if got.body != test.body || got.Header.Get("Content-Type") != test.contentType || got.StatusCode != map[bool]int{true: 200, false: 400}[!strings.Contains(test.body, "error")] {
+			t.Errorf("%s as %s: got %d %s\n%s\nwant %s\n%s", test.path, test.accept, got.StatusCode, got.Header.Get("Content-Type"), got.body, test.contentType, test.body)
+		}
+	}
+	wantEqual(t, "the state", s.status("shop")["state"], "off")
+	s.put("shop", `{"message": "Soon."}`)
+	wantEqual(t, "the page of one that is on", show(first, "text/html").body, "<p>First. Soon.")
+
+	// It is fetched when an operator asks for that, who learns what is wrong.
+	host.answer(answers("<p>Second."))
+	s.api(http.MethodPost, "/maintenance/shop/page", "")
+	wantEqual(t, "the page that was fetched", show(first, "text/html").body, "<p>Second.")
+	host.answer(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusTeapot) })
+	if answer := s.api(http.MethodPost, "/maintenance/shop/page", ""); !strings.Contains(answer.body, "418") || answer.StatusCode != 200 {
+		t.Errorf("a page that cannot be fetched: got %d %s", answer.StatusCode, answer.body)
+	}
+	wantEqual(t, "the last good copy", show(first, "text/html").body, "<p>Second.")
+	wantEqual(t, "Allow", s.api(http.MethodPut, "/maintenance/shop/page", "").Header.Get("Allow"), "GET, POST")
+}
+
+// A record that tells nothing says why, and an admin endpoint that is off is said.
+func TestWhatStandsInTheWayIsSaid(t *testing.T) {
+	s := prepare(t)
+	s.storage.set(shopKey, "{")
+	s.reload("maintenance shop")
+	if got, _ := s.status("shop")["error"].(string); !strings.Contains(got, "the record is corrupt") {
+		t.Errorf("the error is %q", got)
+	}
+	s.put("shop", "")
+	wantEqual(t, "the error of one that is known", s.status("shop")["error"], nil)
+	wantEqual(t, "warnings while the admin endpoint is on", s.countLogged("the admin endpoint is off"), 0)
+	noError(t, s.loadWith("maintenance shop", `"admin":{`, `"admin":{"disabled":true,`))
+	s.logged(`"warn"`, "the admin endpoint is off")
+}
+
+// What is scheduled is known to the app before it begins, and to nobody after.
+//
+// G1
+func TestScheduledMaintenance(t *testing.T) {
+	const directives = "maintenance shop\nrespond \"{http.maintenance.from}|{http.maintenance.until}|{http.maintenance.message}\""
+	s := start(t, directives)
+	wantEqual(t, "what the app is told", s.get("/").body, "||")
+	from := time.Now().Add(1500 * time.Millisecond).UTC().Truncate(time.Millisecond)
+	body := fmt.Sprintf(`{"from": %q, "until": "2999-01-01T00:00:00Z", "message": "Soon.", "reason": "Moving.", "by": "eve@web-1"}`, from.Format(time.RFC3339Nano))
+	answer := s.put("shop", body)
+	for field, want := range map[string]any{"state": "off", "from": from.Format(time.RFC3339Nano), "message": "Soon.", "reason": "Moving.", "by": "eve@web-1", "since": nil} {
+		wantEqual(t, field, answer[field], want)
+	}
+	if got := s.get("/").body; !strings.HasSuffix(got, "|2999-01-01T00:00:00Z|Soon.") || strings.HasPrefix(got, "|") {
+		t.Errorf("the app is told %s", got)
+	}
+	if metrics := s.api(http.MethodGet, "/metrics", "").body; !strings.Contains(metrics, "caddy_maintenance_scheduled_timestamp_seconds{site=\"shop\"} 1") {
+		t.Errorf("metrics lack what is scheduled:\n%s", metrics)
+	}
+	s.restart(directives)
+	eventuallyEqual(t, "the status of a request", func() int { return s.get("/").StatusCode }, 503)
+	if time.Now().Before(from) {
+		t.Error("it has begun before its time")
+	}
+	page := s.get("/")
+	for _, secret := range []string{"Moving.", "eve@web-1"} {
+		if strings.Contains(page.body, secret) || strings.Contains(fmt.Sprint(page.Header), secret) {
+			t.Errorf("visitors see %s", secret)
+		}
+	}
+	if status := s.status("shop"); status["since"] != from.Format(time.RFC3339Nano) || status["from"] != nil {
+		t.Errorf("its status is %v", status)
+	}
+	s.logged("maintenance enabled", `"source":"from"`)
 }

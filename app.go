@@ -131,6 +131,8 @@ func (a *App) Start() error {
 		go f.watchClock()
 		go f.watchFleet()
 		go a.warnOfSitesThatAreOn()
+		a.warnOfNoAdmin()
+		a.dropGone()
 		f.run()
 	}()
 	return nil
@@ -158,6 +160,9 @@ func (a *App) Stop() error {
 // ran and no other one reports.
 func (a *App) Cleanup() error {
 	a.leaveSites()
+	if _, err := runningApp(); err != nil {
+		dropAllGone()
+	}
 	next, err := runningApp()
 	switch failed := !a.running.Load(); {
 	case err != nil || failed && !next.hasReport():

@@ -586,10 +586,32 @@ func TestSiteThatReturnsToTheConfigIsReadAgain(t *testing.T) {
 		s.logged(`"warn"`, "has gone from the config", `"site":"shop"`)
 		// The server of the old config may still take a connection.
 		eventuallyEqual(t, "status", func() int { return s.get("/").StatusCode }, 200)
-		wantEqual(t, "the list", s.api(http.MethodGet, "/maintenance", "").body, "[]\n")
+		// It is not forgotten, and can be switched off and nothing else.
+		const gone = `"site":"shop","state":"on"`
+		list := s.api(http.MethodGet, "/maintenance", "").body
+		if !strings.Contains(list, gone) || !strings.Contains(list, `"configured":false`) {
+			t.Errorf("the list is %s", list)
+		}
+		wantEqual(t, "status of a switch", s.api(http.MethodPut, "/maintenance/shop", "").StatusCode, 409)
 		s.reload(`maintenance shop`)
+		wantEqual(t, "configured", s.status("shop")["configured"], nil)
 		s.wantStatus("/", 503)
 		s.logged(`"warn"`, "site is still in maintenance; `caddy maintenance off shop` ends it", `"site":"shop"`, `"since":`)
+		others := []string{""}
+		if !k.template { // which has each name
+			others = append(others, "maintenance wiki")
+		}
+		for _, config := range others {
+			s.reload(config)
+			s.logged(`"warn"`, "has gone from the config", `"site":"shop"`)
+			s.delete("shop")
+			if list := s.api(http.MethodGet, "/maintenance", "").body; strings.Contains(list, `"shop"`) {
+				t.Errorf("after off the list is %s", list)
+			}
+			s.reload(`maintenance shop`)
+			wantEqual(t, "state when it is back", s.status("shop")["state"], "off")
+			s.put("shop", "")
+		}
 	})
 }
 

@@ -20,7 +20,8 @@ const maxBypassCookies = 16
 
 // serveBypass serves a request that a secret lets through: one with its cookie, which
 // goes on, or its link, which sets the cookie. It reports whether it was one.
-func (h *Handler) serveBypass(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler, b *site.Bypass) (bool, error) {
+func (h *Handler) serveBypass(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler, v site.View) (bool, error) {
+	b := v.Options().Bypass
 	if b == nil {
 		return false, nil
 	}
@@ -35,7 +36,7 @@ func (h *Handler) serveBypass(w http.ResponseWriter, r *http.Request, next caddy
 		return false, nil
 	}
 	h.observe(r, wasBypassed)
-	err := h.forward(newPrivateWriter(w), r, next, b)
+	err := h.forward(newPrivateWriter(w), r, next, v)
 	if err != nil {
 		forbidCaching(w.Header()) // of the answer to the error
 	}
@@ -88,7 +89,9 @@ func (h *Handler) hasCookie(r *http.Request, b *site.Bypass) bool {
 
 // forward passes on a request of a site that is in maintenance. The cookie does not go
 // on; the site may have another gate behind this, which has to know of it.
-func (h *Handler) forward(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler, b *site.Bypass) error {
+func (h *Handler) forward(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler, v site.View) error {
+	givePlaceholders(r, v)
+	b := v.Options().Bypass
 	if b != nil && h.hasCookie(r, b) {
 		setContext(r, context.WithValue(r.Context(), passedKey{h.site.Name}, b.ID))
 	}

@@ -12,8 +12,8 @@ import (
 	"example.com/caddy-maintenance/internal/site"
 )
 
-// event is what handlers of the events app are told when a maintenance has begun or
-// ended.
+// event is what handlers of the events app are told when a maintenance has begun, is
+// scheduled or has ended.
 type event struct {
 	name     string
 	data     map[string]any
@@ -26,15 +26,22 @@ var events eventQueue
 // emitLater has the event of a maintenance with these options emitted, when the client
 // that has made the change has its answer.
 func emitLater(name, siteName string, o *site.Options, cause site.Cause) {
-	until := ""
-	if !o.Until.IsZero() {
-		until = o.Until.Format(time.RFC3339)
-	}
 	events.add(event{
-		name:     name,
-		data:     map[string]any{"site": siteName, "message": o.Message, "until": until, "source": string(cause.Source)},
+		name: name,
+		data: map[string]any{
+			"site": siteName, "message": o.Message, "reason": o.Reason, "by": o.By,
+			"from": formatTime(o.From), "until": formatTime(o.Until), "source": string(cause.Source),
+		},
 		answered: cause.Answered,
 	})
+}
+
+// formatTime is how events and placeholders have a time, "" if there is none.
+func formatTime(t time.Time) string {
+	if t.IsZero() {
+		return ""
+	}
+	return t.Format(time.RFC3339)
 }
 
 // eventQueue holds events until they have been emitted. Handlers may take as long as

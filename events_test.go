@@ -27,12 +27,14 @@ func TestChangesAreToldAsTheyAre(t *testing.T) {
 	cause := site.Cause{Source: site.SourceAPI, Client: "192.0.2.1:80"}
 	// In a bubble it is midnight of 2000.
 	const (
-		on       = `{"version": 1, "enabled": true}`
-		onUntil  = `on {"message": "Hello.", "until": "2000-01-01T00:01:00Z"}`
-		enabled  = "log maintenance enabled: api\nevent maintenance_enabled api \"Hello.\" \"2000-01-01T00:01:00Z\"\n"
-		ended    = "log maintenance disabled: until\nevent maintenance_disabled until \"Hello.\" \"2000-01-01T00:01:00Z\"\n"
-		unknown  = "log state of the site cannot be read; its requests are blocked until it can be, or until the site is switched: <nil>\n"
-		enabled0 = "log maintenance enabled: api\nevent maintenance_enabled api \"\" \"\"\n"
+		on        = `{"version": 1, "enabled": true}`
+		onFrom    = `on {"message": "Hello.", "from": "2000-01-01T00:01:00Z"}`
+		onUntil   = `on {"message": "Hello.", "until": "2000-01-01T00:01:00Z"}`
+		scheduled = "log maintenance scheduled: api\nevent maintenance_scheduled api \"Hello.\" \"\"\n"
+		enabled   = "log maintenance enabled: api\nevent maintenance_enabled api \"Hello.\" \"2000-01-01T00:01:00Z\"\n"
+		ended     = "log maintenance disabled: until\nevent maintenance_disabled until \"Hello.\" \"2000-01-01T00:01:00Z\"\n"
+		unknown   = "log state of the site cannot be read; its requests are blocked until it can be, or until the site is switched: <nil>\n"
+		enabled0  = "log maintenance enabled: api\nevent maintenance_enabled api \"\" \"\"\n"
 	)
 	for name, test := range map[string]struct {
 		stored string
@@ -45,6 +47,15 @@ func TestChangesAreToldAsTheyAre(t *testing.T) {
 		"off that was never on": {"", 0, "off", "log maintenance stays off: api\n"},
 		"another instance's": {"", 0, `read ` + on + `; read {"version": 2, "enabled": false}`, "log maintenance enabled: sync\n" +
 			"event maintenance_enabled sync \"\" \"\"\nlog maintenance disabled: sync\nevent maintenance_disabled sync \"\" \"\"\n"},
+		"a schedule": {"", 0, onFrom + `; patch {"message": "Bye."}; wait 1h; clock`, scheduled +
+			"log maintenance scheduled: api\nevent maintenance_scheduled api \"Bye.\" \"\"\n" +
+			"log maintenance enabled: from\nevent maintenance_enabled from \"Bye.\" \"\"\n"},
+		"one that the next switch finds": {"", 0, onFrom + "; wait 1h; off", scheduled +
+			"log maintenance enabled: from\nevent maintenance_enabled from \"Hello.\" \"\"\n" +
+			"log maintenance disabled: api\nevent maintenance_disabled api \"Hello.\" \"\"\n"},
+		"one that is called off": {"", 0, onFrom + "; off; wait 1h; clock", scheduled + "log scheduled maintenance called off: api\n" +
+			"event maintenance_disabled api \"Hello.\" \"\"\n"},
+		"one that is brought forward":       {"", 0, onFrom + "; on {}", scheduled + enabled0},
 		"an end":                            {"", 0, onUntil + "; wait 1h; clock; clock", enabled + ended},
 		"an end that the next switch finds": {"", 0, onUntil + "; wait 1h; on {}", enabled + ended + enabled0},
 		"an end before it is stored":        {"", 5 * time.Second, `on {"until": "2000-01-01T00:00:01Z"}`, "log maintenance stays off: api\n"},
@@ -95,7 +106,7 @@ func TestChangesAreToldAsTheyAre(t *testing.T) {
 				case "wait":
 					sleep(given)
 				case "clock":
-					a.publish(shop, shop.Expire(time.Now()))
+					a.publish(shop, shop.Tick(time.Now()))
 				case "read":
 					a.readRecord(t, given)
 				default:
@@ -362,8 +373,8 @@ func (*eventHandler) Handle(_ context.Context, e caddy.Event) error {
 	data := e.Data
 	line := fmt.Sprintf("%s %s %s %q %q %s", e.Name(), e.Origin().CaddyModule().ID,
 		data["site"], data["message"], data["until"], data["source"])
-	if len(data) != 4 {
-		line += fmt.Sprint(data)
+	if more := fmt.Sprintf("%s %s %s", data["from"], data["reason"], data["by"]); len(data) != 7 || more != "  " {
+		line += " " + more
 	}
 	handled := handling.Load()
 	handled.before(line)

@@ -97,6 +97,7 @@ func (f *follower) sync() {
 		lastSync.Store(&began)
 	}
 	f.readAll(tick.ToRead)
+	f.syncGone()
 	if tick.Err == nil {
 		f.reportProgress()
 	}
@@ -310,7 +311,7 @@ func (f *follower) watchFleet() {
 	}
 }
 
-// watchClock notices within a second that a maintenance has ended by itself.
+// watchClock notices within a second that a maintenance has begun or ended by itself.
 // Requests do not depend on it.
 func (f *follower) watchClock() {
 	ticker := time.NewTicker(time.Second)
@@ -322,8 +323,8 @@ func (f *follower) watchClock() {
 			return
 		}
 		for s := range f.inMemory() {
-			if s.Current().Expired() {
-				f.publish(s, s.Expire(time.Now()))
+			if s.Current().Unreported() {
+				f.publish(s, s.Tick(time.Now()))
 			}
 		}
 		f.saveMemory()

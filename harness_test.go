@@ -190,6 +190,7 @@ func prepare(t *testing.T) *server {
 		if err := caddy.Stop(); err != nil {
 			t.Error(err)
 		}
+		dropAllGone()   // as the end of the process does
 		noSiteIsLeft(t) // for the next test, which has another storage
 	})
 	return s

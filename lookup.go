@@ -158,6 +158,9 @@ func (a *App) find(called string) (name string, err error) {
 	if name = site.Normalize(called); len(a.yielding(name)) > 0 {
 		return name, nil
 	}
+	if a.goneSite(site.Fold(called)) != nil {
+		return site.Fold(called), nil
+	}
 	if t := a.sites[called]; t != nil {
 		return "", fmt.Errorf("%s stands for many sites; name one of them", t.Name)
 	}
@@ -188,11 +191,11 @@ func (a *App) loaded(ctx context.Context) error {
 }
 
 // listed returns the config's sites by name, of those that templates make the ones that are
-// not off. A template is one of them if its sites that were never switched are not off.
+// not off, or scheduled not to be. A template is one of them if its sites that were never switched are not off.
 func (a *App) listed() []*configuredSite {
 	var list []*configuredSite
 	for s := range a.inMemory() {
-		if a.sites[s.Name] == s && !s.isTemplate() || s.view().Blocks() {
+		if v := s.view(); a.sites[s.Name] == s && !s.isTemplate() || v.Blocks() || v.Scheduled() {
 			list = append(list, s)
 		}
 	}

@@ -1,7 +1,7 @@
 // Package maintenance is a maintenance mode for Caddy: a handler that answers
 // every request of a site with 503 Service Unavailable and a page while the
 // site is in maintenance, and a switch for it in Caddy's admin API and on the
-// command line (caddy maintenance on|off).
+// command line (caddy maintenance on|off, and run for a command meanwhile).
 //
 // This package holds what talks to Caddy; what can be understood without it is in the
 // packages below. A request goes from the handler to its site (internal/site), which
@@ -37,7 +37,9 @@ func init() {
 // with `caddy maintenance on|off` or through the admin API under
 // `/maintenance/`; no config reload is needed.
 //
-// A switch can also hold requests until the maintenance is over, terminate those that do
+// A switch can be scheduled. Until then, the placeholders `{http.maintenance.from}`,
+// `{http.maintenance.until}` and `{http.maintenance.message}` tell the handlers behind this one
+// what is to come. It can also hold requests until the maintenance is over, terminate those that do
 // not finish, and issue a bypass link, `/.maintenance/<secret>`.
 //
 // The page is HTML, `application/problem+json` (RFC 9457) or plain text,
@@ -169,7 +171,7 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 	}
 	h.view = h.site.viewOf(nil)
 	if h.Page != "" {
-		h.log.Info("page is empty; visitors get the default page", zap.String("site", name.String()), zap.String("page", h.Page))
+		h.log.Warn("page is empty; visitors get the default page", zap.String("site", name.String()), zap.String("page", h.Page))
 	}
 	return nil
 }
@@ -210,10 +212,7 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 		case !admitted:
 			return own.serveClosed(w, r, next, v)
 		}
-		if replacer, ok := r.Context().Value(caddy.ReplacerCtxKey).(*caddy.Replacer); ok {
-			replacer.Map(noOutcome)
-		}
-		return own.enter(req, w, r, next)
+		return own.enter(req, v, w, r, next)
 	}
 }
 
@@ -227,7 +226,8 @@ func (h *Handler) ready(ctx context.Context) error {
 
 // enter serves a request that has been admitted: req, or nil for one that another gate
 // counts.
-func (h *Handler) enter(req *inflight.Request, w http.ResponseWriter, r *http.Request, next caddyhttp.Handler) error {
+func (h *Handler) enter(req *inflight.Request, v site.View, w http.ResponseWriter, r *http.Request, next caddyhttp.Handler) error {
+	givePlaceholders(r, v)
 	if req == nil {
 		return next.ServeHTTP(w, r)
 	}
@@ -250,7 +250,7 @@ func (h *Handler) serveClosed(w http.ResponseWriter, r *http.Request, next caddy
 		if served, err := h.serveMatched(w, r, next, v); served {
 			return h.hideError(w, isLink, err)
 		}
-		if served, err := h.serveBypass(w, r, next, v.Options().Bypass); served {
+		if served, err := h.serveBypass(w, r, next, v); served {
 			return h.hideError(w, isLink, err)
 		}
 		switch hold.wait(w, r, v) {
@@ -267,7 +267,7 @@ func (h *Handler) serveClosed(w http.ResponseWriter, r *http.Request, next caddy
 		var admitted bool
 		if v, req, admitted = h.site.admit(h, h.site.Name, w, r); admitted {
 			h.observe(r, wasReleased)
-			return h.enter(req, w, r, next)
+			return h.enter(req, v, w, r, next)
 		}
 	}
 }
@@ -285,7 +285,7 @@ func (h *Handler) serveMatched(w http.ResponseWriter, r *http.Request, next cadd
 		return false, nil
 	}
 	h.observe(r, wasBypassed)
-	return true, h.forward(w, r, next, v.Options().Bypass)
+	return true, h.forward(w, r, next, v)
 }
 
 // block answers a request with the 503.

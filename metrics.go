@@ -16,7 +16,7 @@ import (
 // are asked from: after a reload that failed, Caddy's admin endpoint has that of the
 // failed one.
 type metrics struct {
-	enabled, since, inFlight, held, requests, lastSync, instances *prometheus.Desc
+	enabled, since, scheduled, inFlight, held, requests, lastSync, instances *prometheus.Desc
 }
 
 // registerMetrics adds the metrics to the config's registry, if they are not there.
@@ -31,6 +31,8 @@ func registerMetrics(ctx caddy.Context) error {
 			"Whether the site's requests are blocked: 1 if it is in maintenance or its state is unknown, 0 if not.", labels, nil),
 		since: prometheus.NewDesc("caddy_maintenance_since_timestamp_seconds",
 			"Unix time since when the site is in maintenance, or open. Absent if it was never switched or its state is unknown.", labels, nil),
+		scheduled: prometheus.NewDesc("caddy_maintenance_scheduled_timestamp_seconds",
+			"Unix time when the site is to go into maintenance. Absent if nothing is scheduled.", labels, nil),
 		inFlight: prometheus.NewDesc("caddy_maintenance_in_flight_requests",
 			"Requests that were let in and have not ended.", labels, nil),
 		held: prometheus.NewDesc("caddy_maintenance_held_requests",
@@ -51,7 +53,7 @@ func registerMetrics(ctx caddy.Context) error {
 
 // Describe implements prometheus.Collector.
 func (m *metrics) Describe(descs chan<- *prometheus.Desc) {
-	for _, desc := range []*prometheus.Desc{m.enabled, m.since, m.inFlight, m.held, m.requests, m.lastSync, m.instances} {
+	for _, desc := range []*prometheus.Desc{m.enabled, m.since, m.scheduled, m.inFlight, m.held, m.requests, m.lastSync, m.instances} {
 		descs <- desc
 	}
 }
@@ -77,6 +79,9 @@ func (m *metrics) Collect(values chan<- prometheus.Metric) {
 		gauge(m.enabled, enabled, s.Name)
 		if since := v.Since(); !since.IsZero() {
 			gauge(m.since, seconds(since), s.Name)
+		}
+		if v.Scheduled() {
+			gauge(m.scheduled, seconds(v.Options().From), s.Name)
 		}
 		gauge(m.inFlight, float64(s.inFlight.Count()), s.Name)
 		gauge(m.held, float64(s.heldNow()), s.Name)

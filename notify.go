@@ -37,6 +37,12 @@ func (a *App) notify(s *configuredSite, change site.Change) {
 	case after.Blocks():
 		a.logChange("maintenance enabled", s, after, change.Cause)
 		emitLater("maintenance_enabled", s.Name, after.Options(), change.Cause)
+	case after.Scheduled():
+		a.logChange("maintenance scheduled", s, after, change.Cause)
+		emitLater("maintenance_scheduled", s.Name, after.Options(), change.Cause)
+	case before.Scheduled():
+		a.logChange("scheduled maintenance called off", s, after, change.Cause)
+		emitLater("maintenance_disabled", s.Name, before.Options(), change.Cause)
 	case before.Blocks():
 		a.logChange("maintenance disabled", s, after, change.Cause)
 		emitLater("maintenance_disabled", s.Name, before.Options(), change.Cause)
@@ -125,7 +131,8 @@ func (a *App) warnOfSitesThatAreOn() {
 // warnOfSitesThatAreGone warns of what the config that takes over does not keep closed.
 func (a *App) warnOfSitesThatAreGone(next *App) {
 	for _, s := range a.listed() {
-		if v := s.view(); v.On() && !s.isTemplate() && !next.has(s.Name) {
+		if v := s.view(); (v.On() || v.Scheduled()) && !s.isTemplate() && !next.has(s.Name) {
+			keepGone(s)
 			a.log.Warn("site is in maintenance but has gone from the config: nothing keeps its requests out any more",
 				append(stateFields(v), zap.String("site", s.Name))...)
 		}

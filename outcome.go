@@ -11,6 +11,7 @@ import (
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 
 	"example.com/caddy-maintenance/internal/inflight"
+	"example.com/caddy-maintenance/internal/site"
 )
 
 // outcome is what a maintenance has done to a request. Requests of a site that is
@@ -36,9 +37,30 @@ var outcomes = [...]string{
 // it when they look at the response.
 const outcomePlaceholder = "http.maintenance.outcome"
 
-// noOutcome gives the placeholder of a request that has no outcome, or none yet, its
-// empty value. It costs requests of an open site next to nothing.
-func noOutcome(key string) (any, bool) { return "", key == outcomePlaceholder }
+// givePlaceholders gives handlers that come after this one what is scheduled, so that the app
+// can announce it, and the outcome of a request that has none, or none yet. It costs requests of
+// an open site next to nothing.
+func givePlaceholders(r *http.Request, v site.View) {
+	replacer, ok := r.Context().Value(caddy.ReplacerCtxKey).(*caddy.Replacer)
+	if !ok {
+		return
+	}
+	replacer.Map(noPlaceholders)
+	if v.Scheduled() { // and what is set counts more
+		o := v.Options()
+		replacer.Set("http.maintenance.from", formatTime(o.From))
+		replacer.Set("http.maintenance.until", formatTime(o.Until))
+		replacer.Set("http.maintenance.message", o.Message)
+	}
+}
+
+func noPlaceholders(key string) (any, bool) {
+	switch key {
+	case outcomePlaceholder, "http.maintenance.from", "http.maintenance.until", "http.maintenance.message":
+		return "", true
+	}
+	return "", false
+}
 
 // observe makes known what has been done to a request.
 func (h *Handler) observe(r *http.Request, o outcome) {

@@ -15,35 +15,20 @@ import (
 // respond answers a request of a site that is in maintenance with the 503 and what its
 // client can read: the page, a problem in JSON, or plain text.
 func (h *Handler) respond(w http.ResponseWriter, r *http.Request, st *site.State, retryAfter int64) {
-	content := contentOf(st.Options())
-	var contentType, contentEncoding string
-	var body []byte
-	switch page.Negotiate(r.Header["Accept"], r.Header.Get("Sec-Fetch-Dest")) {
-	case page.MediaHTML:
-		shown := h.view.HTML(r.Context(), content, st.Changed())
-		contentType, body = shown.ContentType, shown.HTML
-		if len(shown.Gzip) > 0 && page.AcceptsGzip(r.Header["Accept-Encoding"]) {
-			contentEncoding, body = "gzip", shown.Gzip
-		}
-	case page.MediaJSON:
-		contentType, body = "application/problem+json", page.Problem(content, retryAfter)
-	default:
-		contentType, body = "text/plain; charset=utf-8", page.PlainText(content)
-	}
-
+	shown := represent(r, h.view, st, retryAfter)
 	header := w.Header()
 	for _, name := range bodyHeaders {
 		delete(header, name)
 	}
 	deleteCacheHeaders(header)
-	if contentEncoding != "" {
-		header.Set("Content-Encoding", contentEncoding)
+	if shown.encoding != "" {
+		header.Set("Content-Encoding", shown.encoding)
 	}
 	setEach(header,
 		"Retry-After", strconv.FormatInt(retryAfter, 10),
 		"Cache-Control", "no-store",
-		"Content-Type", contentType,
-		"Content-Length", strconv.Itoa(len(body)),
+		"Content-Type", shown.contentType,
+		"Content-Length", strconv.Itoa(len(shown.body)),
 		"X-Content-Type-Options", "nosniff",
 		"Referrer-Policy", "no-referrer",
 	)
@@ -57,20 +42,48 @@ func (h *Handler) respond(w http.ResponseWriter, r *http.Request, st *site.State
 	}
 	w.WriteHeader(http.StatusServiceUnavailable)
 	if r.Method != http.MethodHead {
-		_, _ = w.Write(body)
+		_, _ = w.Write(shown.body)
+	}
+}
+
+// representation is what a client can read.
+type representation struct {
+	contentType, encoding string
+	body                  []byte
+}
+
+// represent returns what a client can read of a page: HTML, a problem in JSON, or plain text.
+func represent(r *http.Request, v *siteView, st *site.State, retryAfter int64) representation {
+	content := contentOf(st.Options())
+	switch page.Negotiate(r.Header["Accept"], r.Header.Get("Sec-Fetch-Dest")) {
+	case page.MediaHTML:
+		shown := v.HTML(r.Context(), content, st.Changed())
+		if len(shown.Gzip) > 0 && page.AcceptsGzip(r.Header["Accept-Encoding"]) {
+			return representation{shown.ContentType, "gzip", shown.Gzip}
+		}
+		return representation{shown.ContentType, "", shown.HTML}
+	case page.MediaJSON:
+		return representation{"application/problem+json", "", page.Problem(content, retryAfter)}
+	default:
+		return representation{"text/plain; charset=utf-8", "", page.PlainText(content)}
 	}
 }
 
 // contentOf returns what the options of a maintenance say to visitors.
 func contentOf(o *site.Options) page.Content { return page.Content{Message: o.Message, Until: o.Until} }
 
-// retryAfter returns what the Retry-After header says: what the switch says, else a
-// count-down to the end of the maintenance, else what is configured.
+// retryAfter returns what the Retry-After header says.
 func (h *Handler) retryAfter(o *site.Options) int64 {
+	return retryAfter(o, time.Duration(h.RetryAfter))
+}
+
+// retryAfter is what the switch says, else a count-down to the end of the maintenance, else
+// what is configured.
+func retryAfter(o *site.Options, configured time.Duration) int64 {
 	if o.RetryAfter.Value == 0 && !o.Until.IsZero() {
 		return page.SecondsUntil(o.Until, time.Now())
 	}
-	return page.Seconds(cmp.Or(o.RetryAfter.Value, time.Duration(h.RetryAfter)))
+	return page.Seconds(cmp.Or(o.RetryAfter.Value, configured))
 }
 
 // setEach sets headers by their canonical names. It makes one allocation for all

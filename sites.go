@@ -121,13 +121,16 @@ func (l *readList[T]) findOrAdd(is func(T) bool, create func() T) (item T) {
 	return item
 }
 
-func (l *readList[T]) remove(is func(T) bool) {
+// remove reports whether there was such an item.
+func (l *readList[T]) remove(is func(T) bool) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if slices.ContainsFunc(l.all(), is) {
-		items := slices.DeleteFunc(slices.Clone(l.all()), is)
-		l.items.Store(&items)
+	if !slices.ContainsFunc(l.all(), is) {
+		return false
 	}
+	items := slices.DeleteFunc(slices.Clone(l.all()), is)
+	l.items.Store(&items)
+	return true
 }
 
 // releaseSite ends the reference of a handler.

@@ -94,3 +94,19 @@ func TestEventSourceOpensAgainIfTheAppMakesANewOne(t *testing.T) {
 	s.maintenance("off", "shop")
 	v.awaits("events.readyState === EventSource.OPEN")
 }
+
+// The app announces what is scheduled, at the visitor's time, and nothing else.
+func TestVisitorSeesWhatIsScheduled(t *testing.T) {
+	s := startShop(t, "", startRecipe(t, "Announce a scheduled maintenance", "reverse_proxy"))
+	v := newVisitor(t)
+	v.opens(s.url, http.StatusOK)
+	v.sees("h1", "Welcome to the shop")
+	v.has(`document.querySelector("[role=status]") === null`)
+
+	s.maintenance("on", "shop", "--from", "2999-01-31T02:00:00Z")
+	v.opens(s.url, http.StatusOK)
+	v.awaits(`document.querySelector("[role=status] time")?.innerText === new Date("2999-01-31T02:00:00Z").toLocaleString()`)
+	s.maintenance("off", "shop")
+	v.opens(s.url, http.StatusOK)
+	v.has(`document.querySelector("[role=status]") === null`)
+}

@@ -14,6 +14,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -88,6 +89,45 @@ func newApp(t *testing.T) (url string) {
 	}))
 	t.Cleanup(app.Close)
 	return app.URL
+}
+
+// startRecipe runs the app of a recipe in docs/, and returns the directive in front of it.
+func startRecipe(t *testing.T, title, directive string) string {
+	t.Helper()
+	recipes, err := os.ReadFile("../docs/recipes.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, text, _ := strings.Cut(string(recipes), "\n## "+title+"\n")
+	address := "localhost:" + freePort(t)
+	text = strings.ReplaceAll(text, "localhost:9000", address)
+	found := regexp.MustCompile("(?s)```go\n(.*?)```.*?\n\t(" + directive + " .*?\n\t})").FindStringSubmatch(text)
+	if found == nil {
+		t.Fatalf("%s has no app and no %s", title, directive)
+	}
+	app := filepath.Join(t.TempDir(), "app.exe")
+	if err := os.WriteFile(app+".go", []byte(found[1]), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if output, err := exec.Command("go", "build", "-o", app, app+".go").CombinedOutput(); err != nil {
+		t.Fatalf("building the app: %s%v", output, err)
+	}
+	cmd := exec.Command(app)
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait()
+	})
+	eventually(t, "the app listens", func() bool {
+		conn, err := net.Dial("tcp", address)
+		if err == nil {
+			conn.Close()
+		}
+		return err == nil
+	})
+	return found[2]
 }
 
 // run starts Caddy and ends it with the test.

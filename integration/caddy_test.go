@@ -146,15 +146,30 @@ type output struct {
 // command runs a command line to its end.
 func (c *caddy) command(args ...string) output {
 	c.t.Helper()
-	cmd := c.prepare(args...)
+	return outputOf(c.t, c.prepare(args...))
+}
+
+// outputOf runs a command that has been prepared.
+func outputOf(t *testing.T, cmd *exec.Cmd) output {
+	t.Helper()
 	var stdout, stderr bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr
 	err := cmd.Run()
 	if exited := new(exec.ExitError); err != nil && !errors.As(err, &exited) {
-		c.t.Fatal(err)
+		t.Error(err)
+		return output{code: -1}
 	}
-	checkRaces(c.t, stderr.String())
+	checkRaces(t, stderr.String())
 	return output{stdout.String(), stderr.String(), cmd.ProcessState.ExitCode()}
+}
+
+// shellWords are arguments as a shell takes them.
+func shellWords(args []string) string {
+	var words []string
+	for _, arg := range args {
+		words = append(words, "'"+strings.ReplaceAll(arg, "'", `'\''`)+"'")
+	}
+	return strings.Join(words, " ")
 }
 
 // expect runs a command line that must succeed and print exactly stdout.

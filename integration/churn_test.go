@@ -106,6 +106,9 @@ func (i instance) switchRandomly(method string, n int, before status) (status, e
 			return after, err
 		}
 		after.Since = answered.Since
+		if before.Since.IsZero() && after.State == "off" && after.Since.IsZero() {
+			return after, nil // it was never switched on
+		}
 		if after.Since.Before(began) || after.Since.After(time.Now()) {
 			return after, fmt.Errorf("since %s, want now", after.Since)
 		}

@@ -11,6 +11,8 @@ import (
 	"net"
 	"net/http"
 	"net/http/cookiejar"
+	"os/exec"
+	"os/user"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -22,12 +24,14 @@ import (
 
 // TestDocs does what the documentation says, chapter by chapter: it loads each block
 // of Caddyfile, types what stands behind $ in each block of console, and compares what
-// that prints. A comment <!-- run: … --> before a block, which readers do not see, says
+// that prints. A block of Go is the app from then on. A comment <!-- run: … --> before a block,
+// which readers do not see, says
 //
 //	run: save <path>     that the block is a file
 //	run: from <address>  where the requests of the block come from
 //	run: on <machine>…   on which machines it is done, of several that share what is below /mnt
 //	run: kill <machine>  that the Caddy of this machine is killed before
+//	run: terminal        that what is typed is typed on a terminal
 //	run: until <a> = <b> that it is done when the command a prints b
 //	run: with <a> = <b>  what takes the place of an example for the rest of the chapter, b
 //	                     being an address, or "a free port"
@@ -98,6 +102,7 @@ type docReader struct {
 	app         *app
 	examples    []string // what takes the place of examples, old and new
 	from        string   // where requests come from
+	onTerminal  bool     // caddy is typed on a terminal
 	cookies     http.CookieJar
 	code        int               // the last exit status
 	background  []<-chan string   // what commands that go on print
@@ -150,7 +155,7 @@ func (r *docReader) at(name string) *docReader {
 func (r *docReader) do(blocks ...block) {
 	r.t.Helper()
 	for _, b := range blocks {
-		r.from = ""
+		r.from, r.onTerminal = "", false
 		file, until := "", ""
 		machines := []string{r.name}
 		for _, run := range b.runs {
@@ -161,6 +166,8 @@ func (r *docReader) do(blocks ...block) {
 				r.from = rest
 			case "on":
 				machines = strings.Fields(rest)
+			case "terminal":
+				r.onTerminal = true
 			case "kill":
 				r.at(rest).caddy.kill()
 			case "until":
@@ -195,6 +202,8 @@ func (r *docReader) doBlock(b block, file, until string) {
 		r.load(b.text)
 	case b.language == "console":
 		r.console(b)
+	case b.language == "go":
+		r.startApp(b.text)
 	}
 }
 
@@ -236,6 +245,22 @@ func (r *docReader) load(text string) {
 	r.caddy.run(path)
 	r.caddy.awaitRunning()
 	r.findInstance()
+}
+
+// startApp runs an app, of which this is the source, in place of the one that there is.
+func (r *docReader) startApp(source string) {
+	r.t.Helper()
+	r.examples = append(r.examples, "localhost:9000", freeAddress(r.t))
+	path := filepath.Join(r.caddy.dir, "app.go")
+	write(r.t, path, r.local(source))
+	if output, err := exec.Command("go", "build", "-o", path+".exe", path).CombinedOutput(); err != nil {
+		r.t.Fatalf("building the app: %s%v", output, err)
+	}
+	cmd := exec.Command(path + ".exe")
+	if err := cmd.Start(); err != nil {
+		r.t.Fatal(err)
+	}
+	r.t.Cleanup(func() { _ = cmd.Process.Kill(); _ = cmd.Wait() })
 }
 
 // stop ends Caddy as a service manager does.
@@ -282,7 +307,7 @@ func (r *docReader) console(b block) {
 
 var (
 	// Times and the like are others each time.
-	changing = regexp.MustCompile(`\d{4}-\d\d-\d\d[T ]\d\d:\d\d(:\d\d(\.\d+)?)?( ?[A-Z]+)?|\(in [0-9hms.]+\)|[0-9hms]+ ago|-[0-9a-f]{8}"`)
+	changing = regexp.MustCompile(`\d{4}-\d\d-\d\d[T ]\d\d:\d\d(:\d\d(\.\d+)?)?( ?[A-Z]+)?|\((in )?[0-9hms.]+\)|[0-9hms]+ ago|-[0-9a-f]{8}"`)
 	link     = regexp.MustCompile(`/\.maintenance/([A-Z2-7]{26})`)
 	columns  = regexp.MustCompile(` {2,}`) // which are as wide as the names in them
 )
@@ -293,8 +318,12 @@ func (r *docReader) compare(b block, got, want string) {
 		r.secrets[shown[1]] = made[1]
 		got = strings.ReplaceAll(got, made[1], shown[1])
 	}
+	who, err := user.Current()
+	if err != nil {
+		r.t.Fatal(err)
+	}
 	got = strings.NewReplacer(
-		append(r.namesOfInstances(), hostname(r.t), r.name, r.caddy.dir+"/etc/", "/etc/caddy/", r.mnt+"/", "/mnt/", r.caddy.admin, "localhost:2019")...,
+		append(r.namesOfInstances(), who.Username+"@", "eve@", hostname(r.t), r.name, r.caddy.dir+"/etc/", "/etc/caddy/", r.mnt+"/", "/mnt/", r.caddy.admin, "localhost:2019")...,
 	).Replace(got)
 	plain := func(text string) string {
 		return sortInstances(columns.ReplaceAllString(changing.ReplaceAllString(text, "TIME"), "  "))
@@ -378,6 +407,12 @@ func (r *docReader) runOne(line string) (printed string, code int) {
 	switch {
 	case line == "echo $?":
 		return fmt.Sprintln(r.code), 0
+	case words[0] == "caddy" && r.onTerminal:
+		cmd := r.caddy.prepare(words[1:]...)
+		cmd.Args = []string{"script", "-qec", shellWords(cmd.Args), "/dev/null"}
+		cmd.Path, cmd.Err = exec.LookPath("script")
+		got := outputOf(r.t, cmd)
+		return strings.ReplaceAll(got.stdout, "\r", ""), got.code
 	case words[0] == "caddy":
 		got := r.caddy.command(words[1:]...)
 		return got.stdout + got.stderr, got.code

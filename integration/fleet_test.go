@@ -5,6 +5,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -155,7 +156,7 @@ func TestEachInstanceEmitsTheChangesOfAll(t *testing.T) {
 			fleet[1-at].awaitState(k.name, state)
 			event := map[string]string{"on": "maintenance_enabled", "off": "maintenance_disabled"}[state]
 			for i, source := range map[int]string{at: "api", 1 - at: "sync"} {
-				want[i] += fmt.Sprintf("%s {\"message\":\"Back.\",\"site\":%q,\"source\":%q,\"until\":\"\"}\n", event, k.name, source)
+				want[i] += fmt.Sprintf("%s {\"by\":\"\",\"from\":\"\",\"message\":\"Back.\",\"reason\":\"\",\"site\":%q,\"source\":%q,\"until\":\"\"}\n", event, k.name, source)
 			}
 		}
 		for n := range 5 {
@@ -168,5 +169,33 @@ func TestEachInstanceEmitsTheChangesOfAll(t *testing.T) {
 				return string(told) == want[i]
 			})
 		}
+	})
+}
+
+// What is scheduled begins at its time on every instance, by its own clock, also on one that was
+// killed in between, and without the storage.
+//
+// G1, G2
+func TestScheduledMaintenanceBeginsOnAllInstances(t *testing.T) {
+	eachKind(t, func(t *testing.T, k kind) {
+		f := newNamedFleet(t, k, 3)
+		from := time.Now().Add(4 * time.Second).Truncate(time.Millisecond)
+		got := f.all[0].command("maintenance", "on", k.name, "--from", from.Format(time.RFC3339Nano), "--reason", "Moving.")
+		if got.code != 0 || !strings.Contains(got.stdout, "Scheduling maintenance mode for "+k.name+"... done (3 instances), begins by itself ") {
+			t.Fatalf("got %+v", got)
+		}
+		for _, i := range f.all {
+			if code := i.site.visit(); code != http.StatusOK && time.Now().Before(from) {
+				t.Errorf("got %d before its time", code)
+			}
+		}
+		f.all[1].kill()
+		f.fault(2, "hang load")
+		f.all[1].start(f.all[1].caddyfile(f.all[1].site))
+		time.Sleep(time.Until(from))
+		for _, i := range f.all {
+			i.site.expect(t, http.StatusServiceUnavailable)
+		}
+		f.fault(2, "")
 	})
 }

@@ -233,7 +233,7 @@ func TestRecipeCron(t *testing.T) {
 	bin := filepath.Join(r.caddy.dir, "bin")
 	backup := func(exitStatus int) {
 		t.Helper()
-		r.install("backup-shop", fmt.Sprintf("caddy maintenance shop-backup >state-at-backup\nexit %d\n", exitStatus))
+		r.install("backup-shop", fmt.Sprintf("caddy maintenance shop >state-at-backup\nexit %d\n", exitStatus))
 	}
 	backup(0)
 	cron := func(command, wantMail string, wantCode int) {
@@ -246,24 +246,26 @@ func TestRecipeCron(t *testing.T) {
 	}
 
 	migration := r.caddy.on("shop", `{"message": "Moving house."}`) // which is left alone
+	cron(commands[1], "Error: site shop is not open", 1)
 	cron(commands[0], "", 0)
 	got := r.caddy.status("shop-window")
 	if left := time.Until(got.Until); got.State != "on" || got.Message != "Back at three." || left < 59*time.Minute || left > time.Hour {
 		t.Errorf("got %+v", got)
 	}
+	if got := r.caddy.status("shop"); !got.sameSwitch(migration) {
+		t.Errorf("a migration was %+v and is %+v", migration, got)
+	}
+	r.caddy.off("shop")
 	cron(commands[1], "", 0)
 	if state := readFile(t, filepath.Join(r.caddy.dir, "state-at-backup")); state != "on\n" {
 		t.Errorf("at the backup the shop was %q", state)
 	}
-	r.expect("caddy maintenance shop-backup", "off\n")
+	r.expect("caddy maintenance shop", "off\n")
 
-	backup(1)
-	cron(commands[1], "", 1)
-	if got := r.caddy.status("shop-backup"); got.State != "on" || !got.Until.IsZero() {
+	backup(3)
+	cron(commands[1], "backup-shop ended with exit status 3; shop stays in maintenance; this opens it again: caddy maintenance off shop\n", 3)
+	if got := r.caddy.status("shop"); got.State != "on" || !got.Until.IsZero() {
 		t.Errorf("after a backup that failed got %+v", got)
-	}
-	if got := r.caddy.status("shop"); !got.sameSwitch(migration) {
-		t.Errorf("a migration was %+v and is %+v", migration, got)
 	}
 	r.caddy.kill()
 	for _, command := range commands {
@@ -473,43 +475,45 @@ func TestReadmeImagesAndStyles(t *testing.T) {
 // A deploy by the README's script.
 func TestReadmeHold(t *testing.T) {
 	t.Parallel()
-	lines := strings.Split(find("(?s)```sh\n(.*?)\n```", readSection(t, "../README.md", "### Hold"))[0], " &&\n\t")
-	if len(lines) != 4 || lines[1] != "restart-the-app" {
-		t.Fatalf("got %q", lines)
-	}
+	script := find("(?s)```sh\n(.*?)\n```", readSection(t, "../README.md", "### Hold"))[0]
 	r, c := newRecipe(t, "Hold requests during a deploy")
 	shop := r.startService()
 	r.examples = append(r.examples, "--terminate-after 10s", "--terminate-after 1s")
 	r.load(r.only(c, "caddyfile"))
-	r.must("caddy maintenance on shop")
 	shop.warming.Store(0)
-	// deploy returns what a visitor gets who comes while the app is down.
-	deploy := func() string {
-		t.Helper()
-		r.must(r.local(lines[0]))
-		shop.stop()
-		r.run("curl https://shop.example.com/ -H 'Accept: text/plain' &")
-		shop.start()
-		r.must(r.local(lines[2]))
-		r.must(r.local(lines[3]))
-		defer func() { r.background = nil }()
-		return <-r.background[0]
+	r.install("restart-the-app", "echo down >restarts; while [ -e restarts ]; do sleep 0.01; done")
+	restarts := filepath.Join(r.caddy.dir, "restarts")
+	deploy := func() (string, int) {
+		return r.shell(r.local(script), "PATH="+filepath.Join(r.caddy.dir, "bin")+":"+os.Getenv("PATH"), "HOME="+r.caddy.dir)
 	}
 
 	// Somebody's migration goes on.
-	if got := deploy(); !strings.HasPrefix(got, "This site is down for maintenance") {
-		t.Errorf("during a migration a visitor got %q", got)
+	r.must("caddy maintenance on shop")
+	if got, code := deploy(); code != 1 || !strings.Contains(got, "nothing has changed") {
+		t.Errorf("during a migration got %d %s", code, got)
 	}
 	r.must("caddy maintenance off shop")
 
-	// A request that does not end does not stop the deploy.
-	endless := make(chan string, 1)
+	// A request that does not end does not stop the deploy, and who comes meanwhile waits.
+	endless, deployed := make(chan string, 1), make(chan string, 1)
 	go func() {
 		got, _ := r.runOne("curl https://shop.example.com/endless")
 		endless <- got
 	}()
 	<-shop.reached
-	if got := deploy(); got != "Welcome to the shop.\n" {
+	go func() {
+		got, code := deploy()
+		deployed <- fmt.Sprint(code, " ", got)
+	}()
+	r.caddy.awaitFile("restarts", "down")
+	shop.stop()
+	r.run("curl https://shop.example.com/ -H 'Accept: text/plain' &")
+	shop.start()
+	remove(t, restarts)
+	if got := <-deployed; !strings.HasPrefix(got, "0 ") {
+		t.Errorf("the deploy failed: %s", got)
+	}
+	if got := <-r.background[0]; got != "Welcome to the shop.\n" {
 		t.Errorf("who was held got %q", got)
 	}
 	if got := <-endless; !strings.HasPrefix(got, "<!DOCTYPE html>") {

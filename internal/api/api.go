@@ -22,6 +22,12 @@ func SitePath(site string) string { return Path + "/" + site }
 // site is concerned.
 const InstancesPath = "/instances"
 
+// PagePath is, under a site's path, where its page is.
+const PagePath = "/page"
+
+// SourceParameter picks one of several pages, by its source.
+const SourceParameter = "source"
+
 // MaxWait is the longest that a GET of a site waits for it to be drained. WaitParameter is
 // the duration in its query.
 const (
@@ -42,6 +48,9 @@ type Site struct {
 	State          string    `json:"state"`
 	Since          time.Time `json:"since,omitzero"` // when the state began; zero if the site was never switched
 	Message        string    `json:"message,omitempty"`
+	Reason         string    `json:"reason,omitempty"`      // for operators
+	By             string    `json:"by,omitempty"`          // who, as the client has said
+	From           time.Time `json:"from,omitzero"`         // when a maintenance begins that is scheduled
 	RetryAfter     string    `json:"retry_after,omitempty"` // a duration, as it was given
 	Until          time.Time `json:"until,omitzero"`
 	Hold           string    `json:"hold,omitempty"`            // a duration, as it was given
@@ -51,7 +60,9 @@ type Site struct {
 	SyncInterval   string    `json:"sync_interval"`             // a duration, or SyncOff
 	InFlight       int64     `json:"in_flight"`
 	Held           int64     `json:"held"`
-	Pages          []Page    `json:"pages"` // sorted by source
+	Pages          []Page    `json:"pages"`                // sorted by source
+	Error          string    `json:"error,omitempty"`      // why the state is unknown
+	Configured     *bool     `json:"configured,omitempty"` // false if the site was on when a reload took its directive away
 }
 
 // SyncOff is the sync interval of an instance that reads its storage only when it loads a

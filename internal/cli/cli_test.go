@@ -23,6 +23,7 @@ type exchange struct {
 	request  string // method, URI, and the body if there is one
 	answer   string // with status 200, unless it begins with another one
 	template string // in its header
+	etag     string // in its header
 	takes    time.Duration
 }
 
@@ -41,12 +42,13 @@ func runs(t *testing.T, line string, want result, script ...exchange) {
 // fakeAPI is an admin API that answers from a script, and the clock that the command
 // lines go by. The script must be followed to its end.
 type fakeAPI struct {
-	t       *testing.T
-	address string
-	script  []exchange
-	clock   atomic.Int64 // nanoseconds since typed
-	secrets []string     // that have been made
-	close   func()
+	t        *testing.T
+	address  string
+	script   []exchange
+	clock    atomic.Int64 // nanoseconds since typed
+	secrets  []string     // that have been made
+	terminal bool
+	close    func()
 }
 
 // typed is when a command line is.
@@ -90,6 +92,9 @@ func (f *fakeAPI) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	next := f.script[0]
 	f.script = f.script[1:]
 	f.clock.Add(int64(next.takes))
+	if next.etag != "" {
+		w.Header().Set("ETag", next.etag)
+	}
 	if next.template != "" {
 		w.Header().Set(api.TemplatesHeader, next.template)
 	}
@@ -108,6 +113,7 @@ func (f *fakeAPI) plain(text string) string {
 	for i, secret := range f.secrets {
 		text = strings.ReplaceAll(text, secret, fmt.Sprintf("SECRET-%d", i+1))
 	}
+	text = strings.NewReplacer(`"by":"eve@web-1",`, "", `"by":"eve@web-1"`, "").Replace(text) // as every PUT says
 	return strings.ReplaceAll(text, f.address, "ADDRESS")
 }
 
@@ -122,7 +128,7 @@ func (f *fakeAPI) run(args ...string) result {
 	var stdout, stderr bytes.Buffer
 	root := &cobra.Command{Use: "caddy", SilenceUsage: true}
 	cmd := &cobra.Command{Use: "maintenance"}
-	setUp(cmd, f.now)
+	setUp(cmd, environment{now: f.now, by: func() string { return "eve@web-1" }, isTerminal: func(any) bool { return f.terminal }})
 	root.AddCommand(cmd)
 	root.SetOut(&stdout)
 	root.SetErr(&stderr)
@@ -204,6 +210,8 @@ func unscripted(request string) string {
 	switch {
 	case strings.HasSuffix(request, "/instances"):
 		return "[" + instance("web-1", "confirmed", 0) + "]"
+	case request == "GET /config/apps/http":
+		return "null"
 	case request == "GET /maintenance/shop":
 		return shopOn
 	case request == "GET /maintenance/wiki":

@@ -32,12 +32,12 @@ func (c client) instances(site string, wait time.Duration) (list []api.Instance,
 
 // send sends body, if it is not nil, and decodes the answer.
 func (c client) send(method, uri string, body map[string]any, answer any) error {
-	_, err := c.do(method, uri, body, answer)
+	_, err := c.do(method, uri, nil, body, answer)
 	return err
 }
 
-// do is send, and returns the header of the answer.
-func (c client) do(method, uri string, body map[string]any, answer any) (http.Header, error) {
+// do is send with more headers, and returns those of the answer.
+func (c client) do(method, uri string, header http.Header, body map[string]any, answer any) (http.Header, error) {
 	var reader io.Reader
 	if body != nil {
 		encoded, err := json.Marshal(body)
@@ -47,8 +47,15 @@ func (c client) do(method, uri string, body map[string]any, answer any) (http.He
 		reader = bytes.NewReader(encoded)
 	}
 	// Each request has a connection of its own, which nothing else would close.
-	header := http.Header{"Connection": {"close"}}
+	header = header.Clone()
+	if header == nil {
+		header = make(http.Header)
+	}
+	header.Set("Connection", "close")
 	response, err := caddycmd.AdminAPIRequest(c.address, method, uri, header, reader)
+	for n := 0; method == http.MethodGet && wasCut(err) && n < 3; n++ {
+		response, err = caddycmd.AdminAPIRequest(c.address, method, uri, header, nil)
+	}
 	if err != nil {
 		return nil, explain(err, c.address)
 	}
@@ -57,6 +64,12 @@ func (c client) do(method, uri string, body map[string]any, answer any) (http.He
 		return nil, fmt.Errorf("reading the admin API's answer: %w", err)
 	}
 	return response.Header, nil
+}
+
+// wasCut reports whether the admin endpoint has closed the connection before it answered, as that
+// of a config does which is being replaced.
+func wasCut(err error) bool {
+	return err != nil && (strings.HasSuffix(err.Error(), "EOF") || strings.HasSuffix(err.Error(), "connection reset by peer"))
 }
 
 // apiError is a refusal by the admin API.
@@ -75,6 +88,9 @@ var refusal = regexp.MustCompile(`(?s)HTTP (\d{3}): (.*)$`)
 func explain(err error, address string) error {
 	parts := refusal.FindStringSubmatch(err.Error())
 	if parts == nil {
+		if strings.Contains(err.Error(), "permission denied") {
+			return fmt.Errorf("no permission to open the socket of Caddy's admin API, %s; run this as the user that Caddy runs as, or with sudo (%w)", address, err)
+		}
 		if strings.HasPrefix(err.Error(), "performing request:") {
 			return fmt.Errorf("Caddy cannot be reached at %s; start it, or say with --address or --config where its admin API listens (%w)", address, err) //nolint:staticcheck // a name
 		}

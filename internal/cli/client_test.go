@@ -5,6 +5,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 )
 
 // G7
@@ -27,11 +28,14 @@ func TestWrongCommandLineIsExplained(t *testing.T) {
 		{"on; off", asked, multiple + ", or give --all"},
 		{"--wait 1s", asked, multiple},
 		{
-			"shop --wait 1s", asked, "shop is not in maintenance on this instance, its state is off; " +
-				"if another has just switched it on, try again in a moment",
+			"shop --wait 1s",
+			[]exchange{lists(shopOff), {request: "GET /maintenance/shop", answer: shopOff, takes: time.Second}},
+			"shop is not in maintenance, its state is still off after 1s",
 		},
 		{"on --all shop; off --all wiki", asked, notBoth},
-		{"shop wiki; shop on", nil, oneSite},
+		{"shop wiki; shop xyz", nil, oneSite},
+		{"forgett web-1", nil, "this shows one site, or all if none is named; did you mean forget?; " + strings.TrimPrefix(oneSite, "this shows one site, or all if none is named; ")},
+		{"on shpo", asked, strings.Replace(strings.Replace(unknown, "nope", "shpo", 1), ";", "; did you mean shop?;", 1)},
 		{"on shop --for 10m --until 15:00; on shop --for 10m --until=", nil, oneEnd},
 		{"on shop --with-secret --secret 0123456789-ABCDEF; on shop --with-bypass-secret --bypass-secret=", nil, oneWay},
 		{"on shop --json", nil, "unknown flag: --json; see caddy maintenance on --help"},

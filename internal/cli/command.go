@@ -1,9 +1,10 @@
-// Package cli is the command, caddy maintenance: it shows sites, switches them, and
-// waits for them to be drained.
+// Package cli is the command, caddy maintenance: it shows sites and their pages, switches
+// them, waits for them to be drained, and runs commands meanwhile.
 //
-// What it says on standard output, and its exit status (0, 1 for what failed, 2 for what
-// not every instance has confirmed, or is not drained in time), are for people and scripts alike and do not
-// change between versions without a word in the changelog. It knows a site only by
+// What it says on standard output where that is no terminal, and its exit status (0, 1 for
+// what failed, 2 for what not every instance has confirmed, or is not drained in time, that
+// of the command with run), are for people and scripts alike and do not change between
+// versions without a word in the changelog. It knows a site only by
 // what the admin API answers (internal/api); of Caddy it uses what every command uses,
 // and nothing of the module that it switches.
 package cli
@@ -12,13 +13,19 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/term"
 
 	caddycmd "github.com/caddyserver/caddy/v2/cmd"
 
 	"github.com/caddyserver/caddy/v2"
+
+	"example.com/caddy-maintenance/internal/api"
 )
 
 // Command returns the command for Caddy to register.
@@ -41,37 +48,50 @@ page; nothing about the app behind Caddy changes:
 	$ caddy maintenance off shop
 	Disabling maintenance mode for shop... done
 
+On a terminal, the rest that is known of the site follows: since when, until when,
+who has closed it and why, what is in flight.
+
 The sites are those that the running config has a maintenance directive for. If a
 directive has placeholders, such as {host}, each of their values is a site. The
-table has it while it is not off. It can be switched whether or not anybody has
+table has it while it is not off, or is scheduled. It can be switched whether or not anybody has
 asked for it yet, so that a misspelled name is a site, too.
 
-With --wait the command returns when the site is drained, that is, when no
-request that was let in before is still in flight on any instance. It exits
-with status 2 if that takes longer than the time given.
+With --wait the command waits for the site to be on, and returns when it is
+drained, that is, when no request that was let in before is still in flight on any
+instance. It exits with status 2 if that takes longer than the time given.
 
 With --json it prints the admin API's answer: one site if a site is named,
 else an array.`,
-		CobraFunc: func(cmd *cobra.Command) { setUp(cmd, time.Now) },
+		CobraFunc: func(cmd *cobra.Command) {
+			setUp(cmd, environment{now: time.Now, by: claimedBy, isTerminal: isTerminal})
+		},
 	}
 }
 
 // setUp makes cmd the command that shows, with those that switch below it.
-func setUp(cmd *cobra.Command, now func() time.Time) {
-	show := &statusCommand{call: call{now: now}}
+func setUp(cmd *cobra.Command, env environment) {
+	show := &statusCommand{call: call{environment: env}}
 	show.setUp(cmd, show.run)
 	show.addWait(cmd)
 	cmd.Args = func(_ *cobra.Command, args []string) error {
 		if len(args) > 1 {
-			return errors.New("this shows one site, or all if none is named; sites are switched with: caddy maintenance on|off <site>")
+			return fmt.Errorf("this shows one site, or all if none is named%s; sites are switched with: caddy maintenance on|off <site>",
+				didYouMean(args[0], commandNames(cmd)))
 		}
 		return nil
 	}
 	cmd.Flags().BoolVar(&show.json, "json", false, "Print the admin API's answer")
-	cmd.AddCommand(newOnCommand(now), newOffCommand(now), newInstancesCommand(now), newForgetCommand(now))
+	cmd.AddCommand(newOnCommand(env), newOffCommand(env), newRunCommand(env), newPageCommand(env), newInstancesCommand(env), newForgetCommand(env))
 }
 
-func newOnCommand(now func() time.Time) *cobra.Command {
+func commandNames(cmd *cobra.Command) (names []string) {
+	for _, below := range cmd.Commands() {
+		names = append(names, below.Name())
+	}
+	return names
+}
+
+func newOnCommand(env environment) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "on [<site>...] [--all]",
 		Short: "Puts sites into maintenance",
@@ -81,14 +101,19 @@ instance on the storage; with --wait it returns when those that were let in befo
 have ended too. It says how many instances there are if there are several. If one
 has not confirmed, it says which, and exits with status 2.
 
-If a site is already in maintenance, only the options you give change. An empty
-value clears an option.`,
+With --from they stay open until then, and every instance closes them by its own
+clock. The app can announce it; see {http.maintenance.from} in the reference.
+
+If a site is already in maintenance, or scheduled, only the options you give
+change. An empty value clears an option. What is scheduled begins now if you clear
+--from, or give no option at all; other options alone are refused.`,
 		Example: `  $ caddy maintenance on shop --wait 30s
   $ caddy maintenance on shop --message "Back at three." --until 15:00
   $ caddy maintenance on shop --for 20m
+  $ caddy maintenance on shop --from 02:00 --for 1h --reason "New disks."
   $ caddy maintenance on --all`,
 	}
-	on := &onCommand{call: call{now: now}, flags: cmd.Flags()}
+	on := &onCommand{call: call{environment: env}, flags: cmd.Flags()}
 	on.setUp(cmd, on.run)
 	on.addWait(cmd)
 	cmd.Flags().BoolVar(&on.all, "all", false, allUsage)
@@ -96,31 +121,46 @@ value clears an option.`,
 	return cmd
 }
 
-func newOffCommand(now func() time.Time) *cobra.Command {
+func newOffCommand(env environment) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "off [<site>...] [--all]",
 		Short: "Takes sites out of maintenance",
 		Long: `
-Takes sites out of maintenance. Once this says done, requests get through every
+Takes sites out of maintenance, or calls off what is scheduled. Once this says done, requests get through every
 instance on the storage again. If one has not confirmed, it says which, and exits
 with status 2.`,
 		Example: `  $ caddy maintenance off shop
   $ caddy maintenance off --all`,
 	}
-	off := &offCommand{call: call{now: now}}
+	off := &offCommand{call: call{environment: env}}
 	off.setUp(cmd, off.run)
+	cmd.ValidArgsFunction = off.complete(func(s api.Site) bool { return s.State != api.StateOff || !s.From.IsZero() })
 	cmd.Flags().BoolVar(&off.all, "all", false, allUsage)
 	return cmd
 }
 
 const allUsage = "Switch all sites of the running config"
 
+// environment is what a command has from the system.
+type environment struct {
+	now func() time.Time
+	by  func() string // who runs it
+
+	isTerminal func(stream any) bool
+}
+
+func isTerminal(stream any) bool {
+	file, ok := stream.(*os.File)
+	return ok && term.IsTerminal(int(file.Fd()))
+}
+
 // call is what all commands have in common.
 type call struct {
+	environment
+
 	address, config, adapter string // flags
 	waitText                 string // a flag
 
-	now            func() time.Time
 	stdout, stderr io.Writer
 	admin          client
 	wait           time.Duration // how long to wait for sites to be drained; 0: not at all
@@ -137,7 +177,7 @@ func (c *call) setUp(cmd *cobra.Command, run func(args []string) (status int, er
 	flags.StringVar(&c.address, "address", "", "Address of the administration API listener, if not the default or from the config")
 	flags.StringVarP(&c.config, "config", "c", "", "Configuration file to take the address from")
 	flags.StringVarP(&c.adapter, "adapter", "a", "", "Name of the config adapter to apply")
-	cmd.ValidArgsFunction = c.complete
+	cmd.ValidArgsFunction = c.complete(func(api.Site) bool { return true })
 	cmd.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
 		return fmt.Errorf("%w; see %s --help", err, cmd.CommandPath())
 	})
@@ -150,6 +190,9 @@ func (c *call) setUp(cmd *cobra.Command, run func(args []string) (status int, er
 			return err
 		}
 		cmd.SilenceErrors = true // what there is to say has been said
+		if status == 1 {
+			return errors.New("exiting with status 1") // Caddy takes 1 without an error for success
+		}
 		return caddycmd.WrapCommandFuncForCobra(func(caddycmd.Flags) (int, error) { return status, nil })(cmd, args)
 	}
 }
@@ -170,19 +213,27 @@ func (c *call) begin(cmd *cobra.Command) (err error) {
 }
 
 func (c *call) findAdmin() (err error) {
-	c.admin.address, err = caddycmd.DetermineAdminAPIAddress(c.address, nil, c.config, c.adapter)
+	address, hasScheme := strings.CutPrefix(c.address, "http://")
+	if hasScheme {
+		address = strings.TrimRight(address, "/")
+	}
+	if strings.Contains(address, "://") {
+		return fmt.Errorf("invalid --address %q: the admin API is reached by host and port or a socket (for example localhost:2019 or unix//run/caddy.sock)", c.address)
+	}
+	c.admin.address, err = caddycmd.DetermineAdminAPIAddress(address, nil, c.config, c.adapter)
 	if err != nil {
 		return fmt.Errorf("finding the address of Caddy's admin API: %w", err)
 	}
 	return nil
 }
 
-// complete offers the names of sites to the shell.
-func (c *call) complete(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {
-	var names []string
-	if c.findAdmin() == nil {
-		l, _ := c.admin.sites()
-		names = siteNames(l.named())
+// complete offers the names of these sites to the shell.
+func (c *call) complete(these func(api.Site) bool) cobra.CompletionFunc {
+	return func(*cobra.Command, []string, string) (names []string, _ cobra.ShellCompDirective) {
+		if c.findAdmin() == nil {
+			l, _ := c.admin.sites()
+			names = siteNames(slices.DeleteFunc(l.named(), func(s api.Site) bool { return !these(s) }))
+		}
+		return names, cobra.ShellCompDirectiveNoFileComp
 	}
-	return names, cobra.ShellCompDirectiveNoFileComp
 }

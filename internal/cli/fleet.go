@@ -46,7 +46,7 @@ func (f fleet) split(is func(api.Instance) bool) (yes, no []api.Instance) {
 
 // done says on which instances the site has the state wanted, and which have not confirmed
 // that.
-func (f fleet) done(want, note string, now time.Time) (words string, incomplete bool) {
+func (f fleet) done(after api.Site, note string, now time.Time) (words string, incomplete bool) {
 	confirmed, others := f.split(isConfirmed)
 	var notes []string
 	switch {
@@ -66,16 +66,19 @@ func (f fleet) done(want, note string, now time.Time) (words string, incomplete 
 	if f.failure != nil {
 		words += "; what other instances do is not known: " + f.failure.Error()
 	}
-	risk := "it may still let requests in"
-	if want == api.StateOff {
-		risk = "it may still block requests"
+	risk, closes := "it may still let requests in", true
+	switch {
+	case !after.From.IsZero():
+		risk = "it may not close then"
+	case after.State == api.StateOff:
+		risk, closes = "it may still block requests", false
 	}
 	for _, i := range others {
 		words += "; " + f.trouble(i)
 		switch {
 		case i.State == api.InstanceSilent:
 			words += lastHeard(i, now) + ": " + risk
-		case i.State == api.InstanceAbsent && want == api.StateOn:
+		case i.State == api.InstanceAbsent && closes:
 			words += ": nothing keeps requests out there"
 		}
 	}

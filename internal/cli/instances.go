@@ -17,7 +17,7 @@ import (
 
 const fleetPath = api.Path + api.InstancesPath
 
-func newInstancesCommand(now func() time.Time) *cobra.Command {
+func newInstancesCommand(env environment) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "instances",
 		Short: "Lists the instances on the storage",
@@ -33,14 +33,14 @@ requests in is not known. An instance that never reached the storage is not list
   $ caddy maintenance instances --json`,
 		Args: cobra.NoArgs,
 	}
-	list := &instancesCommand{call: call{now: now}}
+	list := &instancesCommand{call: call{environment: env}}
 	list.setUp(cmd, list.run)
 	cmd.ValidArgsFunction = cobra.NoFileCompletions
 	cmd.Flags().BoolVar(&list.json, "json", false, "Print the admin API's answer")
 	return cmd
 }
 
-func newForgetCommand(now func() time.Time) *cobra.Command {
+func newForgetCommand(env environment) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "forget <instance>",
 		Short: "Removes the report of an instance that is gone",
@@ -53,7 +53,7 @@ answer has ended: if it only cannot reach the storage, it may still let requests
 		Example: `  $ caddy maintenance forget web-3`,
 		Args:    cobra.ExactArgs(1),
 	}
-	forget := &forgetCommand{call: call{now: now}}
+	forget := &forgetCommand{call: call{environment: env}}
 	forget.setUp(cmd, forget.run)
 	cmd.ValidArgsFunction = forget.completeInstances
 	return cmd

@@ -3,8 +3,11 @@ package cli
 import (
 	"errors"
 	"fmt"
+	"os"
+	"os/user"
 	"strings"
 	"time"
+	"unicode/utf8"
 
 	"github.com/spf13/pflag"
 
@@ -16,7 +19,9 @@ import (
 // addOptionFlags adds the flags of all options, and those that are another way to set an option.
 func addOptionFlags(flags *pflag.FlagSet) {
 	for _, option := range site.Table {
-		flags.String(option.Flag, "", option.Usage)
+		if option.Flag != "" {
+			flags.String(option.Flag, "", option.Usage)
+		}
 	}
 	flags.String("for", "", "How long until maintenance ends by itself, such as 30m")
 	flags.Bool("with-bypass-secret", false, "Make such a secret, and print what to open (also --with-secret)")
@@ -37,22 +42,12 @@ func makesSecret(flags *pflag.FlagSet) bool {
 // readOptions returns the options given, as the admin API takes them: nil clears one.
 func readOptions(flags *pflag.FlagSet, now time.Time) (map[string]any, error) {
 	options := make(map[string]any)
-	if flags.Changed("for") {
-		if flags.Changed("until") {
-			return nil, errors.New("--for and --until both say when maintenance ends; give one of them")
-		}
-		until, err := readFor(flags.Lookup("for").Value.String(), now)
-		if err != nil {
-			return nil, err
-		}
-		options[site.OptionUntil] = until
-	}
 	if makesSecret(flags) && flags.Changed("bypass-secret") {
 		return nil, errors.New("--bypass-secret gives a secret and --with-bypass-secret makes one; give one of them")
 	}
 	parser := site.Parser{Durations: caddy.ParseDuration, Now: now}
 	for _, option := range site.Table {
-		if !flags.Changed(option.Flag) {
+		if option.Flag == "" || !flags.Changed(option.Flag) {
 			continue
 		}
 		value := flags.Lookup(option.Flag).Value.String()
@@ -60,11 +55,12 @@ func readOptions(flags *pflag.FlagSet, now time.Time) (map[string]any, error) {
 			options[option.Name] = nil
 			continue
 		}
-		if option.Name == site.OptionUntil {
+		isTime := option.Name == site.OptionUntil || option.Name == site.OptionFrom
+		if isTime {
 			value = nextTimeOfDay(value, now)
 		}
 		err := parser.Check(option.Name, value)
-		if err != nil && option.Name == site.OptionUntil {
+		if err != nil && isTime {
 			err = fmt.Errorf("%w; a time of day such as 15:04 is accepted too, and --for takes a duration", err)
 		}
 		if err != nil {
@@ -72,17 +68,44 @@ func readOptions(flags *pflag.FlagSet, now time.Time) (map[string]any, error) {
 		}
 		options[option.Name] = value
 	}
-	return options, nil
+	return options, readFor(options, flags, now)
 }
 
-// readFor returns when a maintenance of that duration ends, or nil to clear the end.
-func readFor(duration string, now time.Time) (until any, err error) {
+// readFor sets when a maintenance ends of which --for says how long it is, or clears that.
+func readFor(options map[string]any, flags *pflag.FlagSet, now time.Time) error {
+	if !flags.Changed("for") {
+		return nil
+	}
+	if flags.Changed("until") {
+		return errors.New("--for and --until both say when maintenance ends; give one of them")
+	}
+	duration := flags.Lookup("for").Value.String()
 	if duration == "" {
-		return nil, nil
+		options[site.OptionUntil] = nil
+		return nil
 	}
 	d, err := caddy.ParseDuration(duration)
 	if err != nil || d <= 0 {
-		return nil, fmt.Errorf("--for: %q given, a duration above zero is accepted, such as 30m", duration)
+		return fmt.Errorf("--for: %q given, a duration above zero is accepted, such as 30m", duration)
 	}
-	return now.Add(d).UTC().Truncate(time.Millisecond), nil
+	begins := now
+	if from, ok := options[site.OptionFrom].(string); ok {
+		if begins, err = time.Parse(time.RFC3339, from); err != nil {
+			return err
+		}
+	}
+	options[site.OptionUntil] = begins.Add(d).UTC().Truncate(time.Millisecond)
+	return nil
+}
+
+// claimedBy is who switches, as far as the system says.
+func claimedBy() string {
+	name := "unknown user"
+	if u, err := user.Current(); err == nil {
+		name = u.Username
+	}
+	if host, err := os.Hostname(); err == nil {
+		name += "@" + host
+	}
+	return string([]rune(name)[:min(utf8.RuneCountInString(name), site.MaxBy)])
 }

@@ -7,6 +7,8 @@ import (
 	"net/url"
 	"strings"
 
+	"github.com/spf13/cobra"
+
 	"example.com/caddy-maintenance/internal/api"
 )
 
@@ -19,7 +21,7 @@ type listing struct {
 
 // sites returns the sites of the running config, which has at least one, or a template.
 func (c client) sites() (l listing, err error) {
-	header, err := c.do(http.MethodGet, api.Path, nil, &l.sites)
+	header, err := c.do(http.MethodGet, api.Path, nil, nil, &l.sites)
 	if err != nil {
 		return l, err
 	}
@@ -87,8 +89,21 @@ func (c client) find(l listing, name string) (found api.Site, err error) {
 	if len(l.templates) > 0 && name != "" && !strings.ContainsAny(name, "/{}") {
 		return found, c.send(http.MethodGet, api.SitePath(url.PathEscape(name)), nil, &found)
 	}
-	return found, fmt.Errorf("unknown site %q; the sites of the running config are: %s (caddy maintenance --help shows the commands)",
-		name, strings.Join(l.names(), ", "))
+	return found, fmt.Errorf("unknown site %q%s; the sites of the running config are: %s (caddy maintenance --help shows the commands)",
+		name, didYouMean(name, siteNames(l.sites)), strings.Join(l.names(), ", "))
+}
+
+// didYouMean suggests which of these names is meant, as cobra suggests commands.
+func didYouMean(typed string, names []string) string {
+	all := &cobra.Command{SuggestionsMinimumDistance: 2}
+	for _, name := range names {
+		all.AddCommand(&cobra.Command{Use: name, Run: func(*cobra.Command, []string) {}})
+	}
+	near := all.SuggestionsFor(typed)
+	if typed == "" || len(near) == 0 {
+		return ""
+	}
+	return fmt.Sprintf("; did you mean %s?", strings.Join(near, " or "))
 }
 
 // several reports whether there are several sites to choose from.

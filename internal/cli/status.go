@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -33,14 +34,17 @@ func (c *statusCommand) run(args []string) (int, error) {
 	}
 	if !c.json {
 		warnOfPages(c.stderr, site, c.now())
+		if isGone(site) {
+			fmt.Fprintf(c.stderr, "warning: %v\n", errGone(site))
+		}
 	}
 	status, failed := 0, error(nil)
 	if c.wait > 0 {
-		if site.State != api.StateOn {
-			return 0, fmt.Errorf("%s is not in maintenance on this instance, its state is %s; if another has just switched it on, try again in a moment",
-				site.Site, site.State)
+		deadline := c.now().Add(c.wait)
+		if err := c.awaitOn(site, deadline); err != nil {
+			return 0, err
 		}
-		status, failed = c.awaitDrained(site.Site)
+		status, failed = c.awaitDrained(site, deadline)
 	}
 	switch {
 	case c.json && len(args) == 0:
@@ -49,17 +53,39 @@ func (c *statusCommand) run(args []string) (int, error) {
 		err = c.showAnswer(api.SitePath(site.Site))
 	case c.wait == 0:
 		fmt.Fprintln(c.stdout, site.State)
+		if c.isTerminal(c.stdout) {
+			err = writeDetails(c.stdout, site, c.now())
+		}
 	}
 	return status, errors.Join(failed, err)
 }
 
 // awaitDrained leaves standard output to the JSON if that is asked for.
-func (c *statusCommand) awaitDrained(site string) (status int, err error) {
+func (c *statusCommand) awaitDrained(site api.Site, deadline time.Time) (status int, err error) {
+	signals := c.watchSignals()
+	defer signals.stop()
+	signals.note(site)
 	w := c.newWaiter()
+	w.deadline = deadline
 	if c.json {
-		w.stdout, w.progress = io.Discard, newProgress(c.stderr)
+		w.stdout, w.progress = io.Discard, newProgress(c.stderr, c.isTerminal(c.stderr))
 	}
-	return w.waitForEach([]string{site})
+	return w.waitForEach([]string{site.Site})
+}
+
+// awaitOn returns when the site is in maintenance on this instance, which may not have
+// followed yet.
+func (c *statusCommand) awaitOn(site api.Site, deadline time.Time) error {
+	for site.State != api.StateOn {
+		if !c.now().Before(deadline) {
+			return fmt.Errorf("%s is not in maintenance, its state is still %s after %s", site.Site, site.State, c.wait)
+		}
+		time.Sleep(pollInterval)
+		if err := c.admin.send(http.MethodGet, api.SitePath(site.Site), nil, &site); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func (c *statusCommand) showAll(l listing) error {
@@ -88,10 +114,83 @@ func (c *statusCommand) showAnswer(path string) error {
 }
 
 func writeTable(out io.Writer, list []api.Site, now time.Time) error {
-	table := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(table, "SITE\tSTATE\tSINCE\tUNTIL\tIN FLIGHT\tMESSAGE")
+	var text strings.Builder
+	table := tabwriter.NewWriter(&text, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(table, "SITE\tSTATE\tSINCE\tFROM\tUNTIL\tIN FLIGHT\tHELD\tMESSAGE\tREASON\tBY")
 	for _, s := range list {
-		fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%d\t%s\n", s.Site, s.State, clockTime(s.Since, now), clockTime(s.Until, now), s.InFlight, s.Message)
+		state := s.State
+		if isGone(s) {
+			state += " (no directive)"
+		}
+		fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%s\t%d\t%d\t%s\t%s\t%s\n", s.Site, state, clockTime(s.Since, now)+elapsed(s.Since, now),
+			clockTime(s.From, now), clockTime(s.Until, now), s.InFlight, s.Held, cmp.Or(s.Message, "-"), cmp.Or(s.Reason, "-"), cmp.Or(s.By, "-"))
+	}
+	_ = table.Flush() // which does not fail
+	for line := range strings.Lines(text.String()) {
+		if _, err := fmt.Fprintln(out, strings.TrimRight(line, " \n")); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// isGone reports whether the directive of the site has gone from the config.
+func isGone(s api.Site) bool { return s.Configured != nil && !*s.Configured }
+
+func errGone(s api.Site) error {
+	return fmt.Errorf("%s has no directive in the running config, and nothing keeps its requests out", s.Site)
+}
+
+// elapsed is for how long something has been so.
+func elapsed(since, now time.Time) string {
+	if since.IsZero() {
+		return ""
+	}
+	return " (" + roughly(max(0, now.Sub(since))) + ")"
+}
+
+// writeDetails writes what there is to know of a site, but its state.
+func writeDetails(out io.Writer, s api.Site, now time.Time) error {
+	table := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
+	detail := func(name, value string) {
+		if value != "" {
+			fmt.Fprintf(table, "  %s\t%s\n", name, value)
+		}
+	}
+	at := func(t time.Time) string {
+		if t.IsZero() {
+			return ""
+		}
+		return clockTime(t, now) + in(t, now)
+	}
+	if !s.Since.IsZero() {
+		detail("since", clockTime(s.Since, now)+elapsed(s.Since, now))
+	}
+	detail("from", at(s.From))
+	detail("until", at(s.Until))
+	detail("message", s.Message)
+	detail("reason", s.Reason)
+	detail("by", s.By)
+	detail("in flight", fmt.Sprintf("%d on %s", s.InFlight, s.Instance))
+	if s.Held > 0 {
+		detail("held", fmt.Sprintf("%d on %s", s.Held, s.Instance))
+	}
+	detail("retry after", s.RetryAfter)
+	detail("hold", s.Hold)
+	detail("terminate after", s.TerminateAfter)
+	if s.BypassSecret {
+		detail("bypass secret", "set")
+	}
+	for _, p := range s.Pages {
+		value := p.Source + ", " + p.State
+		if !p.FetchedAt.IsZero() {
+			value += ", fetched " + clockTime(p.FetchedAt, now)
+		}
+		detail("page", value)
+	}
+	detail("error", s.Error)
+	if s.State == api.StateUnknown {
+		detail("blocked", "until its state can be read, or: caddy maintenance off "+s.Site)
 	}
 	return table.Flush()
 }

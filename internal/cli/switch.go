@@ -30,51 +30,108 @@ func (c *onCommand) run(args []string) (int, error) {
 	if err != nil {
 		return 0, err
 	}
-	made := makesSecret(c.flags)
-	s := c.newSwitching("Enabling", api.StateOn, picked)
+	doing, want := "Enabling", api.StateOn
+	if options[site.OptionFrom] != nil {
+		doing, want = "Scheduling", api.StateOff
+		if c.wait > 0 {
+			return 0, errors.New("--wait is for a site that goes into maintenance now; leave out --from or --wait")
+		}
+	}
+	signals := new(signalWatch)
+	if want == api.StateOn {
+		signals = c.watchSignals()
+		defer signals.stop()
+	}
+	s := c.newSwitching(doing, picked)
 	for i := range s.sites {
-		if made { // one for each site, so that a tester of one does not get into another
-			options = maps.Clone(options)
-			options[site.OptionBypassSecret] = rand.Text()
-		}
 		one := &s.sites[i]
-		one.before, one.after, one.err = c.turnOn(one.before, options)
+		signals.note(one.before)
+		own, link := c.withSecret(one.before.Site, options, c.flags)
+		one.before, one.after, one.err = c.turnOn(one.before, own)
 		one.note, one.consequence = noteOn(one.before, one.after, c.now())
-		if made {
-			one.consequence += fmt.Sprintf("\nTo get in, open %s%s on the site", site.LinkPrefix, options[site.OptionBypassSecret])
-		}
+		one.consequence += link
 	}
 	return s.finish()
 }
 
-// turnOn switches the site on. If it is on already, only the options given change. It also
-// returns the site as it was before: one that was on when it was listed may be off by now.
+// withSecret makes a secret if that is asked for, one for each site, so that a tester of one
+// does not get into another, and says what to open.
+func (c *call) withSecret(name string, options map[string]any, flags *pflag.FlagSet) (own map[string]any, link string) {
+	if !makesSecret(flags) {
+		return options, ""
+	}
+	own = maps.Clone(options)
+	secret := rand.Text()
+	own[site.OptionBypassSecret] = secret
+	if at := c.admin.siteURL(name); at != "" {
+		return own, fmt.Sprintf("\nTo get in, open %s%s%s", at, site.LinkPrefix, secret)
+	}
+	return own, fmt.Sprintf("\nTo get in, open %s%s on the site", site.LinkPrefix, secret)
+}
+
+// turnOn switches the site on. If it is on already, or scheduled, only the options given change.
+// What is scheduled begins now without any, and is left alone if it is not clear what is meant. It also returns the site as it was before: one that
+// was on when it was listed may be off by now.
 func (c *onCommand) turnOn(listed api.Site, options map[string]any) (before, after api.Site, err error) {
 	path := api.SitePath(listed.Site)
-	if listed.State == api.StateOn {
-		err = c.admin.send(http.MethodPatch, path, options, &after)
+	if isGone(listed) {
+		return listed, after, errGone(listed)
+	}
+	if isScheduled := !listed.From.IsZero(); isScheduled || listed.State == api.StateOn {
+		given := options
+		if _, hasFrom := options[site.OptionFrom]; isScheduled && !hasFrom {
+			if len(options) > 0 {
+				return listed, after, fmt.Errorf("%s is scheduled to go into maintenance at %s; give --from with a time to change that, or --from \"\" to begin now",
+					listed.Site, listed.From.Format(time.RFC3339))
+			}
+			given = map[string]any{site.OptionFrom: nil}
+		}
+		err = c.admin.send(http.MethodPatch, path, given, &after)
 		if refused := new(apiError); !errors.As(err, &refused) || refused.status != http.StatusConflict {
 			return listed, after, err
 		}
-		listed.State = api.StateOff
+		listed.State, listed.From = api.StateOff, time.Time{}
 	}
-	err = c.admin.send(http.MethodPut, path, options, &after)
+	err = c.admin.send(http.MethodPut, path, c.signed(options), &after)
 	return listed, after, err
+}
+
+// signed are options with who gives them.
+func (c *call) signed(options map[string]any) map[string]any {
+	signed := maps.Clone(options)
+	signed[site.OptionBy] = c.by()
+	return signed
 }
 
 // noteOn returns what was so before, and what will come of the switch.
 func noteOn(before, after api.Site, now time.Time) (note, consequence string) {
 	wasOn := before.State == api.StateOn
-	if wasOn {
+	switch {
+	case wasOn:
 		note = "was already on" + sinceWords(before.Since, now)
+	case !before.From.IsZero():
+		note = scheduledNote(before, now)
+	case before.State == api.StateUnknown && !after.From.IsZero():
+		note = "its state was unknown; it is open until then"
+	}
+	if !after.From.IsZero() {
+		consequence = ", begins by itself " + clockTime(after.From, now) + in(after.From, now)
 	}
 	switch {
 	case !after.Until.IsZero():
-		consequence = ", ends by itself " + clockTime(after.Until, now) + " (in " + roughly(after.Until.Sub(now)) + ")"
+		consequence += ", ends by itself " + clockTime(after.Until, now) + in(after.Until, now)
 	case wasOn && !before.Until.IsZero():
-		consequence = ", does not end by itself any more"
+		consequence += ", does not end by itself any more"
 	}
 	return note, consequence
+}
+
+func scheduledNote(before api.Site, now time.Time) string {
+	return "was scheduled for " + clockTime(before.From, now)
+}
+
+func in(t, now time.Time) string {
+	return " (in " + roughly(t.Sub(now)) + ")"
 }
 
 // offCommand takes sites out of maintenance.
@@ -92,11 +149,14 @@ func (c *offCommand) run(args []string) (int, error) {
 		fmt.Fprintln(c.stdout, "No site is in maintenance")
 		return 0, nil
 	}
-	s := c.newSwitching("Disabling", api.StateOff, picked)
+	s := c.newSwitching("Disabling", picked)
 	for i := range s.sites {
 		one := &s.sites[i]
 		one.err = c.admin.send(http.MethodDelete, api.SitePath(one.before.Site), nil, &one.after)
-		if one.before.State == api.StateOff {
+		switch {
+		case !one.before.From.IsZero():
+			one.note = scheduledNote(one.before, c.now())
+		case one.before.State == api.StateOff:
 			one.note = "was already off" + sinceWords(one.before.Since, c.now())
 		}
 	}
@@ -109,9 +169,10 @@ func (c *offCommand) run(args []string) (int, error) {
 type switching struct {
 	*call
 	doing string
-	want  string // the state that the sites are to have
 	sites []switched
 	began time.Time
+
+	unlessDrained string // what becomes of it if a site is not drained in time
 }
 
 // switched is a site that is being switched.
@@ -121,8 +182,8 @@ type switched struct {
 	err               error
 }
 
-func (c *call) newSwitching(doing, want string, sites []api.Site) *switching {
-	s := &switching{call: c, doing: doing, want: want, began: c.now()}
+func (c *call) newSwitching(doing string, sites []api.Site) *switching {
+	s := &switching{call: c, doing: doing, began: c.now(), unlessDrained: "maintenance stays on"}
 	for _, before := range sites {
 		s.sites = append(s.sites, switched{before: before})
 	}
@@ -154,7 +215,7 @@ func (s *switching) finish() (status int, err error) {
 	}
 	if s.wait > 0 {
 		w := s.newWaiter()
-		w.multiple = len(s.sites) > 1
+		w.multiple, w.unlessDrained = len(s.sites) > 1, s.unlessDrained
 		waited, err := w.waitForEach(names)
 		status, failed = max(status, waited), append(failed, err)
 	}
@@ -170,10 +231,10 @@ func (s *switching) report(one switched) (incomplete bool, err error) {
 	if err != nil {
 		return false, err
 	}
-	words, incomplete := f.done(s.want, one.note, s.now())
+	words, incomplete := f.done(one.after, one.note, s.now())
 	fmt.Fprintln(s.stdout, words+one.consequence)
 	f.warnOfClocks(s.stderr)
-	if one.after.State == api.StateOn {
+	if one.after.State == api.StateOn || !one.after.From.IsZero() {
 		warnOfPages(s.stderr, one.after, s.now())
 	}
 	return incomplete, nil
@@ -191,9 +252,9 @@ func (s *switching) confirm(after api.Site) (fleet, error) {
 		if f.some(isPending) || f.some(isLeaving) && s.now().Before(s.began.Add(leavingPatience)) {
 			continue
 		}
-		if len(list) > 1 {
+		if len(list) > 1 && after.From.IsZero() { // which may have come meanwhile
 			var now api.Site
-			if err := s.admin.send(http.MethodGet, api.SitePath(after.Site), nil, &now); err == nil && now.State != s.want {
+			if err := s.admin.send(http.MethodGet, api.SitePath(after.Site), nil, &now); err == nil && now.State != after.State {
 				return f, fmt.Errorf("%s is %s again: somebody has switched it, or its time was over, before every instance had confirmed", after.Site, now.State)
 			}
 		}

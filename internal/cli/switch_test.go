@@ -68,6 +68,7 @@ func TestSitesByPlaceholderAreSwitchedByName(t *testing.T) {
 func TestOptionsAreSentAsTheyWereGiven(t *testing.T) {
 	for flags, body := range map[string]string{
 		"--message Soon.":                      `{"message":"Soon."}`,
+		"--reason Move":                        `{"reason":"Move"}`,
 		"--retry-after 10m":                    `{"retry_after":"10m"}`,
 		"--until 2026-02-01T00:00:00Z":         `{"until":"2026-02-01T00:00:00Z"}`,
 		"--until 15:04":                        `{"until":"2026-01-31T15:04:00+01:00"}`,
@@ -97,6 +98,9 @@ func TestSecretIsMadeForEachSite(t *testing.T) {
 		lists(shopOff, wikiOn),
 		exchange{request: `PUT /maintenance/shop {"bypass_secret":"SECRET-1","message":"Soon."}`, answer: shopOn},
 		exchange{request: `PATCH /maintenance/wiki {"bypass_secret":"SECRET-2","message":"Soon."}`, answer: wikiOn})
+	runs(t, "on shop --with-secret", says(enabledShop+"To get in, open http://shop.test/.maintenance/SECRET-1\n"), lists(shopOff),
+		exchange{request: "GET /config/apps/http", answer: `{"servers":{"a":{"listen":[":80"],"routes":[{"match":[{"host":["shop.test"]}],"handle":[{"handler":"maintenance","site":"shop"}]}]}}}`},
+		exchange{request: `PUT /maintenance/shop {"bypass_secret":"SECRET-1"}`, answer: shopOn})
 	runs(t, "on shop --with-bypass-secret", result{enablingShop + "failed\n", diskIsFull, 1},
 		lists(shopOff), exchange{request: `PUT /maintenance/shop {"bypass_secret":"SECRET-1"}`, answer: diskFull})
 }
@@ -110,6 +114,26 @@ func TestEndOfMaintenanceIsSaidBack(t *testing.T) {
 	runs(t, "on", says(already+ends), lists(ending(shopOn)), patch("shop", ending(shopOn)))
 	runs(t, "on", says(already+", does not end by itself any more\n"), lists(ending(shopOn)), patch("shop"))
 	runs(t, "on", says(done+"\n"), lists(ending(shopOff)), put("shop")) // the last one has ended
+}
+
+func TestScheduledMaintenanceIsSaidBack(t *testing.T) {
+	scheduled := with(shopOff, `"from":"2026-01-31T04:00:00Z"`)
+	body := `{"from":"2026-01-31T05:00:00+01:00","until":"2026-01-31T04:30:00Z"}`
+	ending := with(scheduled, `"until":"2026-01-31T04:30:00Z"`)
+	const words = "Scheduling maintenance mode for shop... done"
+	const begins = ", begins by itself 2026-01-31 05:00 CET (in 2h0m), ends by itself 2026-01-31 05:30 CET (in 2h30m)\n"
+	put := exchange{request: "PUT /maintenance/shop " + body, answer: ending}
+	fleet := instances("shop/instances", 0, instance("web-1", "confirmed", 0), instance("web-2", "confirmed", 0))
+	runs(t, "on shop --from 5:00 --for 30m", says(words+begins), lists(shopOff), put)
+	runs(t, "on shop --from 5:00 --for 30m", says(words+" (2 instances; was scheduled for 2026-01-31 05:00 CET)"+begins),
+		lists(scheduled), exchange{request: "PATCH /maintenance/shop " + body, answer: ending}, fleet)
+	runs(t, "on shop --message Soon.", result{enablingShop + "failed\n", "Error: shop is scheduled to go into maintenance at 2026-01-31T04:00:00Z; " +
+		"give --from with a time to change that, or --from \"\" to begin now\n", 1}, lists(scheduled))
+	runs(t, "on shop --from= --message Soon.", says(enablingShop+"done (was scheduled for 2026-01-31 05:00 CET)\n"),
+		lists(scheduled), exchange{request: `PATCH /maintenance/shop {"from":null,"message":"Soon."}`, answer: shopOn})
+	runs(t, "on shop --wait 1s --from 5:00", fails("--wait is for a site that goes into maintenance now; leave out --from or --wait"), lists(shopOff))
+	runs(t, "on", says(enablingShop+"done (was scheduled for 2026-01-31 05:00 CET)\n"), lists(scheduled), exchange{request: `PATCH /maintenance/shop {"from":null}`, answer: shopOn})
+	runs(t, "off", says(disablingShop+"done (was scheduled for 2026-01-31 05:00 CET)\n"), lists(scheduled), del("shop"))
 }
 
 func TestHelpTellsOfOptions(t *testing.T) {

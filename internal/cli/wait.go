@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"io"
 	"net/http"
-	"os"
 	"slices"
 	"time"
 
@@ -17,25 +16,27 @@ type waiter struct {
 	admin          client
 	now            func() time.Time
 	limit          time.Duration
+	deadline       time.Time
 	stdout, stderr io.Writer
 	progress       *progress
-	multiple       bool // each report names its site
+	multiple       bool   // each report names its site
+	unlessDrained  string // what becomes of it if a site is not drained in time
 }
 
 func (c *call) newWaiter() *waiter {
 	return &waiter{
-		admin: c.admin, now: c.now, limit: c.wait,
-		stdout: c.stdout, stderr: c.stderr, progress: newProgress(c.stdout),
+		admin: c.admin, now: c.now, limit: c.wait, deadline: c.now().Add(c.wait),
+		stdout: c.stdout, stderr: c.stderr, progress: newProgress(c.stdout, c.isTerminal(c.stdout)),
+		unlessDrained: "maintenance stays on",
 	}
 }
 
 // waitForEach waits for all sites until the same deadline, even if some are not drained
 // by then.
 func (w *waiter) waitForEach(sites []string) (status int, err error) {
-	deadline := w.now().Add(w.limit)
 	var failed []error
 	for _, site := range sites {
-		drained, err := w.waitFor(site, deadline)
+		drained, err := w.waitFor(site)
 		failed = append(failed, err)
 		if err == nil && !drained {
 			status = exitIncomplete
@@ -48,10 +49,10 @@ func (w *waiter) waitForEach(sites []string) (status int, err error) {
 const waitStep = time.Second
 
 // waitFor returns when the site is drained on every instance, or the deadline has passed.
-func (w *waiter) waitFor(site string, deadline time.Time) (drained bool, err error) {
+func (w *waiter) waitFor(site string) (drained bool, err error) {
 	defer w.progress.end()
 	for {
-		step := min(waitStep, max(deadline.Sub(w.now()), time.Millisecond))
+		step := min(waitStep, max(w.deadline.Sub(w.now()), time.Millisecond))
 		list, err := w.admin.instances(site, step)
 		if err != nil {
 			return false, fmt.Errorf("waiting for %s to be drained: %w", site, err)
@@ -69,9 +70,9 @@ func (w *waiter) waitFor(site string, deadline time.Time) (drained bool, err err
 			w.progress.end()
 			fmt.Fprintln(w.stdout, w.reportDrained(site, f))
 			return true, nil
-		case !w.now().Before(deadline):
+		case !w.now().Before(w.deadline):
 			w.progress.end()
-			fmt.Fprintf(w.stderr, "%s: not drained in %s: %s; maintenance stays on\n", site, w.limit, f.troubles(left, w.now()))
+			fmt.Fprintf(w.stderr, "%s: not drained in %s: %s; %s\n", site, w.limit, f.troubles(left, w.now()), w.unlessDrained)
 			return false, nil
 		}
 		for _, i := range left {
@@ -100,13 +101,8 @@ type progress struct {
 	shown    []string
 }
 
-func newProgress(out io.Writer) *progress {
-	p := &progress{out: out}
-	if file, ok := out.(*os.File); ok {
-		info, err := file.Stat()
-		p.terminal = err == nil && info.Mode()&os.ModeCharDevice != 0
-	}
-	return p
+func newProgress(out io.Writer, terminal bool) *progress {
+	return &progress{out: out, terminal: terminal}
 }
 
 func (p *progress) add(line string) { p.next = append(p.next, line) }

@@ -38,6 +38,9 @@ type Page struct {
 	refreshed bool      // an attempt to refresh has ended
 	failure   error     // of the last attempt
 	isLoaded  bool
+	begun     int           // attempts
+	ended     int           // of these
+	hasEnded  chan struct{} // closed when one more has
 }
 
 // New returns a page without a copy. Visitors wait until Restore has been called.
@@ -46,6 +49,7 @@ func New(source Source) *Page {
 		source:     source,
 		loaded:     make(chan struct{}),
 		refreshNow: make(chan struct{}, 1),
+		hasEnded:   make(chan struct{}),
 	}
 }
 
@@ -83,6 +87,7 @@ func (p *Page) Next(ctx context.Context, f *Fetcher) (Result, bool) {
 	if !p.awaitDue(ctx) {
 		return Result{}, false
 	}
+	p.begin()
 	c, err := f.fetch(ctx, p.source, p.copy.Load())
 	if ctx.Err() != nil {
 		return Result{}, false // and the error says nothing about the page
@@ -103,6 +108,34 @@ func (p *Page) RefreshNow() {
 	case p.refreshNow <- struct{}{}:
 	default:
 	}
+}
+
+// Refresh makes the page due, and returns when an attempt that has begun since has ended. It
+// returns false if ctx ends before.
+func (p *Page) Refresh(ctx context.Context) bool {
+	p.mu.Lock()
+	attempt := p.begun + 1
+	p.mu.Unlock()
+	p.RefreshNow()
+	for {
+		p.mu.Lock()
+		ended, hasEnded := p.ended, p.hasEnded
+		p.mu.Unlock()
+		if ended >= attempt {
+			return true
+		}
+		select {
+		case <-hasEnded:
+		case <-ctx.Done():
+			return false
+		}
+	}
+}
+
+func (p *Page) begin() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.begun++
 }
 
 func (p *Page) awaitDue(ctx context.Context) bool {
@@ -129,6 +162,9 @@ func (p *Page) apply(c *Copy, err error) Result {
 	defer p.mu.Unlock()
 	result := Result{Err: err, FailedBefore: p.failure != nil}
 	p.refreshed, p.failure = true, err
+	p.ended++
+	close(p.hasEnded)
+	p.hasEnded = make(chan struct{})
 	if err != nil {
 		return result
 	}

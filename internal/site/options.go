@@ -16,7 +16,10 @@ import (
 // Options are what a switch can say about a maintenance.
 type Options struct {
 	Message        string    `json:"message,omitempty"`
+	Reason         string    `json:"reason,omitempty"` // for operators
+	By             string    `json:"by,omitempty"`     // who, as the client says, for operators
 	RetryAfter     Duration  `json:"retry_after,omitzero"`
+	From           time.Time `json:"from,omitzero"`
 	Until          time.Time `json:"until,omitzero"`
 	Hold           Duration  `json:"hold,omitzero"`
 	TerminateAfter Duration  `json:"terminate_after,omitzero"`
@@ -27,9 +30,13 @@ type Options struct {
 
 const (
 	maxMessage    = 1000 // characters
+	maxReason     = 200
 	minRetryAfter = time.Second
 	maxHold       = 5 * time.Minute
 )
+
+// MaxBy is how many characters the name of who switches may have.
+const MaxBy = 100
 
 // Duration is a duration as an operator has written it.
 type Duration struct {
@@ -52,7 +59,7 @@ type DurationParser func(string) (time.Duration, error)
 // Option is one of Options: all that API, command, record and log need to know of it.
 type Option struct {
 	Name  string // in JSON and in the log
-	Flag  string // of the command
+	Flag  string // of the command; none if it has none
 	Usage string // of the flag
 
 	parse func(o *Options, text string, p Parser) error
@@ -62,6 +69,8 @@ type Option struct {
 
 // Names of options that need more than the table says.
 const (
+	OptionBy           = "by"
+	OptionFrom         = "from"
 	OptionUntil        = "until"
 	OptionBypassSecret = "bypass_secret"
 )
@@ -71,9 +80,28 @@ var Table = []Option{
 	{
 		Name: "message", Flag: "message",
 		Usage: "A sentence for visitors, plain text of at most 1,000 characters",
-		parse: func(o *Options, text string, _ Parser) (err error) { o.Message, err = parseMessage(text); return err },
-		copy:  func(to, from *Options) { to.Message = from.Message },
-		log:   func(o *Options) (any, bool) { return o.Message, o.Message != "" },
+		parse: func(o *Options, text string, _ Parser) (err error) {
+			o.Message, err = parseText(text, maxMessage)
+			return err
+		},
+		copy: func(to, from *Options) { to.Message = from.Message },
+		log:  func(o *Options) (any, bool) { return o.Message, o.Message != "" },
+	},
+	{
+		Name: "reason", Flag: "reason",
+		Usage: "Why, for operators: plain text of at most 200 characters, which visitors never see",
+		parse: func(o *Options, text string, _ Parser) (err error) {
+			o.Reason, err = parseText(text, maxReason)
+			return err
+		},
+		copy: func(to, from *Options) { to.Reason = from.Reason },
+		log:  func(o *Options) (any, bool) { return o.Reason, o.Reason != "" },
+	},
+	{
+		Name:  OptionBy,
+		parse: func(o *Options, text string, _ Parser) (err error) { o.By, err = parseText(text, MaxBy); return err },
+		copy:  func(to, from *Options) { to.By = from.By },
+		log:   func(o *Options) (any, bool) { return o.By, o.By != "" },
 	},
 	{
 		Name: "retry_after", Flag: "retry-after",
@@ -86,14 +114,18 @@ var Table = []Option{
 		log:  func(o *Options) (any, bool) { return o.RetryAfter.Text, o.RetryAfter.Text != "" },
 	},
 	{
+		Name: OptionFrom, Flag: "from",
+		Usage: "When maintenance begins by itself, as --until has it; the site stays open until then",
+		parse: func(o *Options, text string, p Parser) (err error) { o.From, err = parseTime(text, p.Now); return err },
+		copy:  func(to, from *Options) { to.From = from.From },
+		log:   func(o *Options) (any, bool) { return o.From.Format(time.RFC3339), !o.From.IsZero() },
+	},
+	{
 		Name: OptionUntil, Flag: "until",
 		Usage: "When maintenance ends by itself, as 2006-01-02T15:04:05Z (RFC 3339) or as 15:04, the next such time in local time",
-		parse: func(o *Options, text string, p Parser) (err error) {
-			o.Until, err = parseUntil(text, p.Now)
-			return err
-		},
-		copy: func(to, from *Options) { to.Until = from.Until },
-		log:  func(o *Options) (any, bool) { return o.Until.Format(time.RFC3339), !o.Until.IsZero() },
+		parse: func(o *Options, text string, p Parser) (err error) { o.Until, err = parseTime(text, p.Now); return err },
+		copy:  func(to, from *Options) { to.Until = from.Until },
+		log:   func(o *Options) (any, bool) { return o.Until.Format(time.RFC3339), !o.Until.IsZero() },
 	},
 	{
 		Name: "hold", Flag: "hold",
@@ -178,13 +210,22 @@ type Given struct {
 	names  []string
 }
 
-// Apply returns the options with the given ones in their place, and the others as they were.
-func (g Given) Apply(base Options) Options {
+// apply returns the options with the given ones in their place, and the others as they were.
+func (g Given) apply(base Options) (Options, error) {
 	for _, name := range g.names {
 		optionNamed(name).copy(&base, &g.values)
 	}
-	return base
+	if from, until := base.From, base.Until; !from.IsZero() && !until.IsZero() && !until.After(from) {
+		return base, &InvalidError{fmt.Errorf("until: invalid time %q: maintenance begins at %s (from); give a later time",
+			until.Format(time.RFC3339), from.Format(time.RFC3339))}
+	}
+	return base, nil
 }
+
+// InvalidError says that options do not fit together, or to the state of the site.
+type InvalidError struct{ Err error }
+
+func (e *InvalidError) Error() string { return e.Err.Error() }
 
 // Body parses the body of a request, one JSON object of options. A null clears one, as
 // RFC 7396 (JSON Merge Patch) has it.
@@ -257,9 +298,9 @@ func (p Parser) duration(text string, least, most time.Duration, accepted string
 	return Duration{text, d}, nil
 }
 
-func parseMessage(s string) (string, error) {
-	if n := utf8.RuneCountInString(s); n > maxMessage {
-		return "", fmt.Errorf("%d characters given, at most %d are accepted", n, maxMessage)
+func parseText(s string, most int) (string, error) {
+	if n := utf8.RuneCountInString(s); n > most {
+		return "", fmt.Errorf("%d characters given, at most %d are accepted", n, most)
 	}
 	if i := strings.IndexFunc(s, isControl); i >= 0 {
 		return "", fmt.Errorf("a control character (%U) given, one line of plain text is accepted", []rune(s[i:])[0])
@@ -274,7 +315,7 @@ func isControl(r rune) bool {
 	return unicode.IsControl(r) || 0x202A <= r && r <= 0x202E || 0x2066 <= r && r <= 0x2069
 }
 
-func parseUntil(s string, now time.Time) (time.Time, error) {
+func parseTime(s string, now time.Time) (time.Time, error) {
 	t, err := time.Parse(time.RFC3339, s)
 	if err != nil {
 		return time.Time{}, fmt.Errorf(`%s given, a time as in RFC 3339 is accepted, such as %s`,

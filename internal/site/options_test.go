@@ -15,18 +15,22 @@ import (
 
 func TestOptionsOfABody(t *testing.T) {
 	for body, want := range map[string]string{
-		`{}`:                                     `{"message":"Old.","retry_after":"5m"}`,
-		`{"message": "New."}`:                    `{"message":"New.","retry_after":"5m"}`,
-		`{"message": null}`:                      `{"retry_after":"5m"}`,
-		`{"message": "Zurück: <b>&"}`:            `{"message":"Zurück: \u003cb\u003e\u0026","retry_after":"5m"}`,
-		`{"retry_after": "1h"}`:                  `{"message":"Old.","retry_after":"1h"}`,
-		`{"retry_after": null}`:                  `{"message":"Old."}`,
-		`{"hold": "30s"}`:                        `{"message":"Old.","retry_after":"5m","hold":"30s"}`,
-		`{"terminate_after": "1m30s"}`:           `{"message":"Old.","retry_after":"5m","terminate_after":"1m30s"}`,
-		`{"until": "2026-01-31T05:00:00+02:00"}`: `{"message":"Old.","retry_after":"5m","until":"2026-01-31T03:00:00Z"}`,
+		`{}`:                                       `{"message":"Old.","retry_after":"5m"}`,
+		`{"message": "New."}`:                      `{"message":"New.","retry_after":"5m"}`,
+		`{"message": null}`:                        `{"retry_after":"5m"}`,
+		`{"message": "Zurück: <b>&"}`:              `{"message":"Zurück: \u003cb\u003e\u0026","retry_after":"5m"}`,
+		`{"retry_after": "1h"}`:                    `{"message":"Old.","retry_after":"1h"}`,
+		`{"retry_after": null}`:                    `{"message":"Old."}`,
+		`{"hold": "30s"}`:                          `{"message":"Old.","retry_after":"5m","hold":"30s"}`,
+		`{"terminate_after": "1m30s"}`:             `{"message":"Old.","retry_after":"5m","terminate_after":"1m30s"}`,
+		`{"reason": "Moving.", "by": "eve@web-1"}`: `{"message":"Old.","reason":"Moving.","by":"eve@web-1","retry_after":"5m"}`,
+		`{"from": "2026-01-31T05:00:00+02:00"}`:    `{"message":"Old.","retry_after":"5m","from":"2026-01-31T03:00:00Z"}`,
+		`{"until": "2026-01-31T05:00:00+02:00"}`:   `{"message":"Old.","retry_after":"5m","until":"2026-01-31T03:00:00Z"}`,
 	} {
 		g, err := parser.Body([]byte(body))
-		got, _ := json.Marshal(g.Apply(Options{Message: "Old.", RetryAfter: Duration{"5m", 5 * time.Minute}}))
+		noError(t, err)
+		o, err := g.apply(Options{Message: "Old.", RetryAfter: Duration{"5m", 5 * time.Minute}})
+		got, _ := json.Marshal(o)
 		if err != nil || string(got) != want {
 			t.Errorf("%s\ngot  %s (%v)\nwant %s", body, got, err, want)
 		}
@@ -35,7 +39,7 @@ func TestOptionsOfABody(t *testing.T) {
 
 func TestWrongBodyIsRefused(t *testing.T) {
 	const (
-		unknown = "unknown option %s; the options are message, retry_after, until, hold, terminate_after, bypass_secret"
+		unknown = "unknown option %s; the options are message, reason, by, retry_after, from, until, hold, terminate_after, bypass_secret"
 		control = "message: a control character (%s) given, one line of plain text is accepted"
 	)
 	refused := map[string]string{
@@ -87,7 +91,8 @@ func TestWrongBodyIsRefused(t *testing.T) {
 
 func TestLogOfOptions(t *testing.T) {
 	body := `{"bypass_secret": "0123456789-ABCDEF", "until": "2026-01-31T03:00:00Z", "message": "Hello.", "hold": "30s"}`
-	o := given(t, body).Apply(Options{})
+	o, err := given(t, body).apply(Options{})
+	noError(t, err)
 	o.hashSecret("shop", nil)
 	want := map[string]any{"message": "Hello.", "until": "2026-01-31T03:00:00Z", "hold": "30s", "bypass_secret": true}
 	if got := maps.Collect(o.Log()); !maps.Equal(got, want) {
@@ -181,7 +186,10 @@ func FuzzOptions(f *testing.F) {
 		if !json.Valid(body) || bytes.TrimSpace(body)[0] != '{' {
 			t.Errorf("accepted %q", body)
 		}
-		o := g.Apply(Options{Message: "Old.", RetryAfter: Duration{"5m", 5 * time.Minute}, Until: soon})
+		o, err := g.apply(Options{Message: "Old.", RetryAfter: Duration{"5m", 5 * time.Minute}, Until: soon})
+		if err != nil {
+			return
+		}
 		if utf8.RuneCountInString(o.Message) > maxMessage || strings.ContainsFunc(o.Message, isControl) {
 			t.Errorf("accepted the message %q", o.Message)
 		}

@@ -12,6 +12,7 @@ import (
 	"context"
 	"errors"
 	"iter"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -58,7 +59,7 @@ func newSite(name string, kind Kind, now time.Time) *Site {
 	return s
 }
 
-// Current returns the state. It ends a maintenance whose time is over.
+// Current returns the state. It begins and ends a maintenance whose time has come.
 func (s *Site) Current() *State {
 	st := s.state.Load()
 	if st.deadline().IsZero() {
@@ -73,13 +74,13 @@ func (s *Site) currentAt(now time.Time) *State {
 		if !st.due(now) {
 			return st
 		}
-		s.replace(st, st.expire(), now)
+		s.replace(st, st.advance(), now)
 	}
 }
 
 // Apply takes what was read, or stored by a switch, as the state of the site. It yields
 // the changes that this makes: none if it was no news, since a newer record is in memory;
-// two if a maintenance was over by itself before. While its caller is at work with a change,
+// several if the clock has made some before. While its caller is at work with a change,
 // no other one of the site is yielded, so that all are told of changes in their order.
 func (s *Site) Apply(read Read, cause Cause, now time.Time) iter.Seq[Change] {
 	return func(yield func(Change) bool) {
@@ -97,8 +98,10 @@ func (s *Site) Apply(read Read, cause Cause, now time.Time) iter.Seq[Change] {
 			if !s.replace(st, next, now) {
 				continue
 			}
-			if change, ok := s.expiry(st); ok && !yield(change) {
-				return
+			for _, change := range s.byClock(st) {
+				if !yield(change) {
+					return
+				}
 			}
 			yield(Change{Site: s, Before: st, After: next, Cause: cause})
 			return
@@ -106,23 +109,27 @@ func (s *Site) Apply(read Read, cause Cause, now time.Time) iter.Seq[Change] {
 	}
 }
 
-// Expire yields the change that the clock has made, if it has made one, once.
-func (s *Site) Expire(now time.Time) iter.Seq[Change] {
+// Tick yields the changes that the clock has made, each once.
+func (s *Site) Tick(now time.Time) iter.Seq[Change] {
 	return func(yield func(Change) bool) {
 		s.publishMu.Lock()
 		defer s.publishMu.Unlock()
-		if change, ok := s.expiry(s.currentAt(now)); ok {
-			yield(change)
+		for _, change := range s.byClock(s.currentAt(now)) {
+			if !yield(change) {
+				return
+			}
 		}
 	}
 }
 
-// expiry returns the change to a state that has expired, the first time.
-func (s *Site) expiry(st *State) (Change, bool) {
-	if !st.expired || !st.expiryReported.CompareAndSwap(false, true) {
-		return Change{}, false
+// byClock returns the changes to a state that the clock has made, in their order, the first
+// time.
+func (s *Site) byClock(st *State) (changes []Change) {
+	for ; st.before != nil && st.reported.CompareAndSwap(false, true); st = st.before {
+		changes = append(changes, Change{Site: s, Before: st.before, After: st, Cause: Cause{Source: st.source()}})
 	}
-	return Change{Site: s, Before: st.before, After: st, Cause: Cause{Source: SourceUntil}}, true
+	slices.Reverse(changes)
+	return changes
 }
 
 // replace puts next in the place of old, unless another state has done so.
@@ -220,5 +227,6 @@ type Source string
 const (
 	SourceAPI   Source = "api"   // this instance was told
 	SourceSync  Source = "sync"  // another instance was
+	SourceFrom  Source = "from"  // a scheduled maintenance has begun
 	SourceUntil Source = "until" // the maintenance is over by itself
 )

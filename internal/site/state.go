@@ -8,14 +8,23 @@ import (
 
 // State is what is known of a site at one moment. It never changes what it says.
 type State struct {
-	kind           Kind
-	record         *Record       // as stored, of Stored; of Loading, the last one known
-	expired        bool          // the record's until has passed; it does not begin again if the clock is set back
-	before         *State        // of an expired one
-	expiryReported atomic.Bool   // the change to an expired one has been yielded
-	blockedSince   time.Time     // since when this instance lets nobody in, if it does not
-	changed        chan struct{} // closed when another state takes its place
+	kind         Kind
+	record       *Record       // as stored, of Stored; of Loading, the last one known
+	phase        phase         // of a record that is enabled
+	before       *State        // if the clock has made this one of it
+	reported     atomic.Bool   // the change by the clock has been yielded
+	blockedSince time.Time     // since when this instance lets nobody in, if it does not
+	changed      chan struct{} // closed when another state takes its place
 }
+
+// phase is how far a maintenance is. It does not go back if the clock is set back.
+type phase int
+
+const (
+	scheduled phase = iota // until the record's from
+	running                // until its until
+	over
+)
 
 // Kind is how much is known of a site.
 type Kind int
@@ -38,12 +47,16 @@ type Read struct {
 
 func newState(kind Kind) *State { return &State{kind: kind, changed: make(chan struct{})} }
 
+// newStoredState returns the state of a record. What the clock has made of it before has been
+// told by whoever was there then.
 func newStoredState(r *Record, now time.Time) *State {
 	st := newState(Stored)
 	st.record = r
-	if st.due(now) {
-		st.expired = true
-		st.expiryReported.Store(true) // by whoever was there then
+	if r.From.IsZero() {
+		st.phase = running
+	}
+	for st.due(now) {
+		st.phase++
 	}
 	return st
 }
@@ -77,25 +90,42 @@ func (st *State) next(read Read, now time.Time) *State {
 	return newState(kind)
 }
 
-// deadline is when the maintenance ends by itself, zero if it does not.
+// deadline is when the clock makes another state of this one, zero if it does not.
 func (st *State) deadline() time.Time {
-	if st.kind != Stored || !st.record.Enabled || st.expired {
+	switch {
+	case st.kind != Stored || !st.record.Enabled:
 		return time.Time{}
+	case st.phase == scheduled:
+		return st.record.From
+	case st.phase == running:
+		return st.record.Until
 	}
-	return st.record.Until
+	return time.Time{}
 }
 
-// due reports whether the maintenance has to end now.
+// due reports whether the clock has to make another state of this one.
 func (st *State) due(now time.Time) bool {
 	deadline := st.deadline()
 	return !deadline.IsZero() && !now.Before(deadline)
 }
 
-func (st *State) expire() *State {
+// advance returns the state that the clock makes of this one.
+func (st *State) advance() *State {
 	next := newState(Stored)
-	next.record, next.expired, next.before = st.record, true, st
+	next.record, next.phase, next.before = st.record, st.phase+1, st
 	return next
 }
+
+// source is what has made this state, if the clock has.
+func (st *State) source() Source {
+	if st.phase == running {
+		return SourceFrom
+	}
+	return SourceUntil
+}
+
+// Unreported reports whether the clock has made this state and nobody has been told.
+func (st *State) Unreported() bool { return st.before != nil && !st.reported.Load() }
 
 // Kind returns how much is known.
 func (st *State) Kind() Kind { return st.kind }
@@ -110,7 +140,7 @@ func (st *State) Record() *Record { return st.record }
 func (st *State) Changed() <-chan struct{} { return st.changed }
 
 // Expired reports whether the maintenance has ended by itself.
-func (st *State) Expired() bool { return st.expired }
+func (st *State) Expired() bool { return st.phase == over }
 
 // NewerThan reports whether the state is of a newer record than r, which may be nil.
 func (st *State) NewerThan(r *Record) bool {
@@ -134,7 +164,7 @@ func (st *State) BlockedSince() time.Time { return st.blockedSince }
 // TerminateAt is when what is in flight is to be terminated, zero if it is not.
 func (st *State) TerminateAt() time.Time {
 	after := st.Options().TerminateAfter.Value
-	if after == 0 {
+	if after == 0 || st.phase != running {
 		return time.Time{}
 	}
 	return st.blockedSince.Add(after)
@@ -145,8 +175,10 @@ func (st *State) Since() time.Time {
 	switch {
 	case st.kind != Stored:
 		return time.Time{}
-	case st.expired:
+	case st.phase == over:
 		return st.record.Until
+	case st.phase == running && !st.record.From.IsZero():
+		return st.record.From
 	default:
 		return st.record.Since
 	}
@@ -155,9 +187,9 @@ func (st *State) Since() time.Time {
 // noOptions are those of a site that is open.
 var noOptions Options
 
-// Options are those of the maintenance that is on. They must not be changed.
+// Options are those of the maintenance that is on, or scheduled. They must not be changed.
 func (st *State) Options() *Options {
-	if st.kind != Stored || !st.record.Enabled || st.expired {
+	if st.kind != Stored || !st.record.Enabled || st.phase == over {
 		return &noOptions
 	}
 	return &st.record.Options
@@ -173,7 +205,7 @@ type View struct {
 func (v View) Blocks() bool {
 	switch v.kind {
 	case Stored:
-		return v.record.Enabled && !v.expired
+		return v.record.Enabled && v.phase == running
 	case Unset:
 		return v.InitiallyOn
 	default:
@@ -183,6 +215,9 @@ func (v View) Blocks() bool {
 
 // On reports whether the site is known to be in maintenance.
 func (v View) On() bool { return v.Known() && v.Blocks() }
+
+// Scheduled reports whether the site is open, and to go into maintenance.
+func (v View) Scheduled() bool { return v.kind == Stored && v.record.Enabled && v.phase == scheduled }
 
 // Word is how the state is called in answers.
 func (v View) Word() string {

@@ -17,6 +17,7 @@ var (
 	past  = now.Add(-time.Hour)
 	ended = now.Add(-time.Minute)
 	soon  = now.Add(time.Minute)
+	later = now.Add(time.Hour)
 
 	parser = Parser{Durations: time.ParseDuration, Now: now}
 )
@@ -68,20 +69,27 @@ func TestEveryStateMeetsEverySwitch(t *testing.T) {
 		"off":          stored(t, 1, false, past, old),
 		"on":           stored(t, 1, true, past, old),
 		"ended":        stored(t, 1, true, past, Options{Message: "Old.", Until: ended}),
+		"scheduled":    stored(t, 1, true, past, Options{Message: "Old.", From: soon}),
+		"begun":        stored(t, 1, true, past, Options{Message: "Old.", From: ended}),
+		"ended, begun": stored(t, 1, true, past, Options{Message: "Old.", From: past, Until: ended}),
 		"unknown":      {Err: errors.New("disk full")},
 		"invalid":      {Err: ErrInvalid},
 	}
 	message, none := given(t, `{"message": "New."}`), given(t, `{}`)
-	switches := []Mutation{On{message}, On{none}, Patch{message}, Patch{none}, Off{}}
-	times := map[time.Time]string{now: "now", past: "past", ended: "ended", {}: "never"}
-	for state, want := range map[string][5]string{
-		"never":        {"on now New.", "on now ", "not on: off", "not on: off", "off now "},
-		"initially on": {"on now New.", "on now ", "on now New.", "on now ", "off now "},
-		"off":          {"on now New.", "on now ", "not on: off", "not on: off", "nothing"},
-		"on":           {"on past New.", "on past ", "on past New.", "on past Old.", "off now "},
-		"ended":        {"on now New.", "on now ", "not on: off", "not on: off", "off ended "},
-		"unknown":      {"on now New.", "on now ", "not on: unknown", "not on: unknown", "off now "},
-		"invalid":      {"on now New.", "on now ", "not on: unknown", "not on: unknown", "off now "},
+	from := given(t, `{"from": "`+later.Format(time.RFC3339)+`"}`)
+	switches := []Mutation{On{Options: message}, On{Options: none}, Patch{message}, Patch{none}, Off{}, On{Options: from}, Patch{from}, On{none, true}, Patch{given(t, `{"from": null}`)}}
+	times := map[time.Time]string{now: "now", past: "past", ended: "ended", soon: "soon", {}: "never"}
+	for state, want := range map[string][9]string{
+		"never":        {"on now New.", "on now ", "not on: off", "not on: off", "off never ", "off never  later", "not on: off", "on now ", "not on: off"},
+		"initially on": {"on now New.", "on now ", "on now New.", "on now ", "off now ", "conflict", "conflict", "not off", "on now "},
+		"off":          {"on now New.", "on now ", "not on: off", "not on: off", "nothing", "off past  later", "not on: off", "on now ", "not on: off"},
+		"on":           {"on past New.", "on past ", "on past New.", "on past Old.", "off now ", "conflict", "conflict", "not off", "on past Old."},
+		"ended":        {"on now New.", "on now ", "not on: off", "not on: off", "off ended ", "off ended  later", "not on: off", "on now ", "not on: off"},
+		"scheduled":    {"on now New.", "on now ", "off past New. later", "off past Old. later", "off past ", "off past  later", "off past Old. later", "not off", "on now Old."},
+		"begun":        {"on ended New.", "on ended ", "on ended New.", "on ended Old.", "off now ", "conflict", "conflict", "not off", "on ended Old."},
+		"ended, begun": {"on now New.", "on now ", "not on: off", "not on: off", "off ended ", "off ended  later", "not on: off", "on now ", "not on: off"},
+		"unknown":      {"on now New.", "on now ", "not on: unknown", "not on: unknown", "off now ", "off never  later", "not on: unknown", "not off", "not on: unknown"},
+		"invalid":      {"on now New.", "on now ", "not on: unknown", "not on: unknown", "off now ", "off never  later", "not on: unknown", "not off", "not on: unknown"},
 	} {
 		for i, m := range switches {
 			s := New("shop", now)
@@ -89,9 +97,14 @@ func TestEveryStateMeetsEverySwitch(t *testing.T) {
 			c := Configured{s, state == "initially on"}
 			r, err := c.Mutate(m, now)
 			got := []string{"nothing"}
-			if refused := new(NotOnError); errors.As(err, &refused) {
-				got[0] = "not on: " + refused.State
-			} else if err != nil {
+			switch notOn, notOff, conflict := new(NotOnError), new(NotOffError), new(ConflictError); {
+			case errors.As(err, &notOn):
+				got[0] = "not on: " + notOn.State
+			case errors.As(err, &notOff):
+				got[0] = "not off"
+			case errors.As(err, &conflict):
+				got[0] = "conflict"
+			case err != nil:
 				t.Fatal(err)
 			}
 			if r != nil {
@@ -104,7 +117,11 @@ func TestEveryStateMeetsEverySwitch(t *testing.T) {
 				got = nil
 				for _, s := range []*Site{s, restarted} {
 					v := View{s.currentAt(now), c.InitiallyOn}
-					got = append(got, fmt.Sprint(v.Word(), " ", times[v.Since()], " ", v.Options().Message))
+					is := fmt.Sprint(v.Word(), " ", times[v.Since()], " ", v.Options().Message)
+					if v.Scheduled() {
+						is += " later"
+					}
+					got = append(got, is)
 				}
 			}
 			for _, got := range got {
@@ -187,14 +204,14 @@ func TestMaintenanceExpires(t *testing.T) {
 	on := stored(t, 1, true, past, Options{Message: "Old.", Until: soon})
 	s, restarted := New("shop", now), New("shop", now)
 	apply(s, on, now)
-	wantEqual(t, "ends before its time", len(slices.Collect(s.Expire(soon.Add(-1)))), 0)
-	got := slices.Collect(s.Expire(soon))
+	wantEqual(t, "ends before its time", len(slices.Collect(s.Tick(soon.Add(-1)))), 0)
+	got := slices.Collect(s.Tick(soon))
 	if len(got) != 1 || got[0].Cause.Source != SourceUntil || got[0].Before.Options().Message != "Old." || !got[0].After.Expired() {
 		t.Fatalf("got %v, want the end", got)
 	}
 	apply(restarted, on, soon)
 	for _, s := range []*Site{s, restarted} {
-		wantEqual(t, "ends told again", len(slices.Collect(s.Expire(soon))), 0)
+		wantEqual(t, "ends told again", len(slices.Collect(s.Tick(soon))), 0)
 		if v := (View{State: s.currentAt(now)}); v.Word() != "off" || !v.Since().Equal(soon) {
 			t.Errorf("when the clock is set back it is %s since %s", v.Word(), v.Since())
 		}
@@ -205,6 +222,59 @@ func TestMaintenanceExpires(t *testing.T) {
 	got = apply(s, stored(t, 2, true, soon, Options{}), soon)
 	if len(got) != 2 || got[0].Cause.Source != SourceUntil || got[1].Cause.Source != SourceSync || got[1].Before != got[0].After {
 		t.Errorf("got %v, want the end and then what was read", got)
+	}
+}
+
+// A scheduled maintenance begins by each instance's clock, and latches; a change that the
+// clock has made is told once, and both if nobody has looked in between.
+func TestScheduledMaintenanceBegins(t *testing.T) {
+	record := stored(t, 1, true, past, Options{Message: "Soon.", From: soon, Until: later, TerminateAfter: Duration{Text: "1m"}})
+	s := New("shop", now)
+	apply(s, record, now)
+	v := View{State: s.currentAt(soon.Add(-1))}
+	if v.Blocks() || !v.Scheduled() || v.Word() != "off" || v.Since() != past || v.Options().Message != "Soon." || !v.TerminateAt().IsZero() {
+		t.Errorf("before its time it is %s, scheduled %t, since %s", v.Word(), v.Scheduled(), v.Since())
+	}
+	wantEqual(t, "told before its time", len(slices.Collect(s.Tick(soon.Add(-1)))), 0)
+	for range 2 {
+		v = View{State: s.currentAt(soon)}
+		if !v.On() || v.Scheduled() || v.Since() != soon || v.BlockedSince() != soon || v.TerminateAt() != soon.Add(time.Minute) {
+			t.Errorf("at its time it is %s, since %s, blocks since %s", v.Word(), v.Since(), v.BlockedSince())
+		}
+	}
+	wantEqual(t, "on when the clock is set back", View{State: s.currentAt(now)}.On(), true)
+	got := slices.Collect(s.Tick(soon))
+	if len(got) != 1 || got[0].Cause.Source != SourceFrom || got[0].Before.Options().Message != "Soon." {
+		t.Errorf("got %v, want the beginning", got)
+	}
+	if got = slices.Collect(s.Tick(later)); len(got) != 1 || got[0].Cause.Source != SourceUntil {
+		t.Errorf("got %v, want the end", got)
+	}
+	apply(s, stored(t, 2, true, past, record.Record.Options), now)
+	if got = slices.Collect(s.Tick(later)); len(got) != 2 || got[0].Cause.Source != SourceFrom || got[1].Cause.Source != SourceUntil {
+		t.Errorf("got %v, want the beginning and the end", got)
+	}
+	for at, want := range map[time.Time]string{now: "off", soon: "on", later: "off"} {
+		restarted := New("shop", at)
+		apply(restarted, record, at)
+		wantEqual(t, "after a restart at "+at.String(), View{State: restarted.currentAt(at)}.Word(), want)
+		wantEqual(t, "changes told then", len(slices.Collect(restarted.Tick(at))), 0)
+	}
+}
+
+// What does not fit together is refused.
+func TestOptionsThatDoNotFitAreRefused(t *testing.T) {
+	s := New("shop", now)
+	apply(s, stored(t, 1, true, past, Options{From: soon, Until: later}), now)
+	for _, m := range []Mutation{
+		Patch{given(t, `{"from": "2026-01-31T03:00:00Z"}`)},
+		Patch{given(t, `{"until": "2026-01-31T02:01:00Z"}`)},
+		On{Options: given(t, `{"from": "2026-01-31T03:00:00Z", "until": "2026-01-31T02:30:00Z"}`)},
+	} {
+		_, err := Configured{Site: s}.Mutate(m, now)
+		if invalid := new(InvalidError); !errors.As(err, &invalid) {
+			t.Errorf("%+v: got %v", m, err)
+		}
 	}
 }
 
@@ -242,7 +312,7 @@ func TestTerminateAt(t *testing.T) {
 func TestPendingRecordIsLeftToItsSwitch(t *testing.T) {
 	s := New("shop", now)
 	apply(s, Read{}, now)
-	r, err := Configured{Site: s}.Mutate(On{given(t, "{}")}, now)
+	r, err := Configured{Site: s}.Mutate(On{Options: given(t, "{}")}, now)
 	noError(t, err)
 	s.PendingVersion.Store(r.Version)
 	wantEqual(t, "changes by a sync", len(apply(s, Read{Record: r}, now)), 0)
@@ -259,7 +329,7 @@ func TestVersionsOnlyRise(t *testing.T) {
 	apply(s, stored(t, ahead, false, past, Options{}), now)
 	last := ahead
 	for range 3 {
-		r, err := Configured{Site: s}.Mutate(On{given(t, "{}")}, now) // and it is not published
+		r, err := Configured{Site: s}.Mutate(On{Options: given(t, "{}")}, now) // and it is not published
 		if err != nil || r.Version <= last {
 			t.Fatalf("got version %d (%v), want one above %d", r.Version, err, last)
 		}

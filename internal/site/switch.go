@@ -19,24 +19,43 @@ type draft struct {
 	options Options
 }
 
-// On switches the site on, with these options and no others.
-type On struct{ Options Given }
+// On switches the site on, with these options and no others, or schedules that.
+type On struct {
+	Options Given
+	OnlyOff bool // fails if the site is on or scheduled
+}
 
-// Patch changes the given options of a site that is on.
+// Patch changes the given options of a site that is on or scheduled. What is scheduled begins
+// when its from is cleared.
 type Patch struct{ Options Given }
 
-// Off switches the site off.
+// Off switches the site off, or calls off what is scheduled.
 type Off struct{}
 
 func (m On) next(name string, v View, now time.Time) (*draft, error) {
-	return turnOn(name, v, m.Options.Apply(Options{}), now), nil
+	o, err := m.Options.apply(Options{})
+	switch {
+	case err != nil:
+		return nil, err
+	case m.OnlyOff && (v.Blocks() || v.Scheduled()):
+		return nil, &NotOffError{name, v}
+	case v.On() && !o.From.IsZero():
+		return nil, &ConflictError{fmt.Errorf("site %s is in maintenance already, and from is for one that has still to begin; leave it out", name)}
+	}
+	return enable(name, v, o, now), nil
 }
 
 func (m Patch) next(name string, v View, now time.Time) (*draft, error) {
-	if !v.On() {
+	o, err := m.Options.apply(*v.Options())
+	switch {
+	case !v.On() && !v.Scheduled():
 		return nil, &NotOnError{name, v.Word()}
+	case err != nil:
+		return nil, err
+	case v.On() && !m.Options.values.From.IsZero():
+		return nil, &ConflictError{fmt.Errorf("site %s is in maintenance already, and from is for one that has still to begin; leave it out", name)}
 	}
-	return turnOn(name, v, m.Options.Apply(*v.Options()), now), nil
+	return enable(name, v, o, now), nil
 }
 
 // next changes nothing if the site has been switched off before. One whose maintenance
@@ -46,21 +65,26 @@ func (Off) next(_ string, v View, now time.Time) (*draft, error) {
 	if v.record != nil && !v.record.Enabled {
 		return nil, nil
 	}
-	since := wholeSecond(now)
-	if !v.Blocks() && !v.Since().IsZero() {
-		since = v.Since()
+	if !v.Blocks() {
+		return &draft{since: v.Since()}, nil // zero if it was never switched
 	}
-	return &draft{since: since}, nil
+	return &draft{since: wholeSecond(now)}, nil
 }
 
-// turnOn keeps the time since when a site has been on.
-func turnOn(name string, v View, o Options, now time.Time) *draft {
+// enable keeps the time since when a site has been on or, if that is scheduled, off.
+func enable(name string, v View, o Options, now time.Time) *draft {
 	o.hashSecret(name, v.Options().Bypass)
-	since := wholeSecond(now)
-	if v.On() && !v.Since().IsZero() {
-		since = v.Since()
+	d := &draft{enabled: true, since: v.Since(), options: o}
+	switch {
+	case v.On():
+		d.options.From = time.Time{} // which has passed
+	case !o.From.IsZero():
+		return d
 	}
-	return &draft{enabled: true, since: since, options: o}
+	if !v.On() || d.since.IsZero() {
+		d.since = wholeSecond(now)
+	}
+	return d
 }
 
 func wholeSecond(t time.Time) time.Time { return t.UTC().Truncate(time.Second) }
@@ -70,6 +94,27 @@ type NotOnError struct{ Site, State string }
 
 func (e *NotOnError) Error() string {
 	return fmt.Sprintf("site %s is not in maintenance, its state is %s; PUT switches it on", e.Site, e.State)
+}
+
+// ConflictError says that a switch does not fit to the state of the site.
+type ConflictError struct{ Err error }
+
+func (e *ConflictError) Error() string { return e.Err.Error() }
+
+// NotOffError says that a site is in maintenance, or is to go into it.
+type NotOffError struct {
+	Site string
+	View View
+}
+
+func (e *NotOffError) Error() string {
+	switch {
+	case e.View.Scheduled():
+		return fmt.Sprintf("site %s is scheduled to go into maintenance at %s", e.Site, e.View.Options().From.Format(time.RFC3339))
+	case !e.View.Known():
+		return fmt.Sprintf("the state of site %s is unknown", e.Site)
+	}
+	return fmt.Sprintf("site %s is already in maintenance", e.Site)
 }
 
 // Configured is a site as a config has it, which says how the site begins.

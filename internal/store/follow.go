@@ -44,6 +44,7 @@ type Followed struct {
 	stale     atomic.Bool           // the record is to be read at the next tick
 	verifying atomic.Bool           // and nobody has told of a switch
 	readError atomic.Pointer[error] // why the record could not be read last time, nil if it could
+	lastError atomic.Pointer[error] // the same, also if it tells nothing
 }
 
 // Wait leaves the first read of the record to whoever calls Begin.
@@ -57,6 +58,10 @@ func (f *Followed) Begin() { f.waiting.Store(false) }
 
 // Note notes what reading the record has come to.
 func (f *Followed) Note(read site.Read) {
+	f.lastError.Store(nil)
+	if read.Err != nil {
+		f.lastError.Store(&read.Err)
+	}
 	if read.Err == nil || errors.Is(read.Err, site.ErrInvalid) {
 		f.readError.Store(nil)
 	} else {
@@ -68,6 +73,14 @@ func (f *Followed) Note(read site.Read) {
 func (f *Followed) Expect() {
 	f.applying.Add(1)
 	f.stale.Store(false)
+}
+
+// Err returns why the record tells nothing, nil if it does or has not been read.
+func (f *Followed) Err() error {
+	if err := f.lastError.Load(); err != nil {
+		return *err
+	}
+	return nil
 }
 
 // Applied is called when a read that was expected has been applied.

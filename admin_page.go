@@ -1,0 +1,101 @@
+package maintenance
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/caddyserver/caddy/v2"
+
+	"example.com/caddy-maintenance/internal/api"
+	"example.com/caddy-maintenance/internal/site"
+)
+
+// maxFetch is how long a client waits for pages to be fetched.
+const maxFetch = 10 * time.Second
+
+// servePage answers with the page as a visitor would get it now, or has the custom pages of a
+// site fetched and answers with the site.
+func (a *App) servePage(w http.ResponseWriter, r *http.Request, s *configuredSite) error {
+	switch r.Method {
+	case http.MethodGet:
+		return s.showPage(w, r)
+	case http.MethodPost:
+		ctx, cancel := context.WithTimeout(r.Context(), maxFetch)
+		defer cancel()
+		var fetches errgroup.Group
+		for _, v := range s.views.all() {
+			if v.page != nil {
+				fetches.Go(func() error { return refresh(ctx, v.page) })
+			}
+		}
+		if err := fetches.Wait(); err != nil {
+			return caddy.APIError{HTTPStatus: http.StatusGatewayTimeout, Err: err}
+		}
+		return writeJSON(w, a.status(s))
+	default:
+		return methodNotAllowed(w, r, "GET, POST")
+	}
+}
+
+func refresh(ctx context.Context, p *pooledPage) error {
+	if !p.Refresh(ctx) {
+		return fmt.Errorf("page %s could not be fetched within %s; try again, or see why in the status of the site", p.Source(), maxFetch)
+	}
+	return nil
+}
+
+func (s *configuredSite) showPage(w http.ResponseWriter, r *http.Request) error {
+	v, err := s.pickPage(r.URL.Query().Get(api.SourceParameter))
+	if err != nil {
+		return badRequest(err)
+	}
+	st := s.view()
+	shown := represent(r, v, st.State, retryAfter(st.Options(), defaultRetryAfter))
+	if !st.Blocks() {
+		v.Forget() // no visitor asks for it
+	}
+	setEach(w.Header(),
+		"Content-Type", shown.contentType,
+		"Content-Length", strconv.Itoa(len(shown.body)),
+		"Cache-Control", "no-store",
+		"Content-Security-Policy", "sandbox", // the page is not the admin API's own
+		"X-Content-Type-Options", "nosniff",
+	)
+	if shown.encoding != "" {
+		w.Header().Set("Content-Encoding", shown.encoding)
+	}
+	_, _ = w.Write(shown.body)
+	return nil
+}
+
+// pickPage returns the view of the page that comes from a source, or the only one there is.
+func (s *configuredSite) pickPage(source string) (*siteView, error) {
+	var known []string
+	only := s.views.all()[0]
+	for _, v := range s.views.all() {
+		if v.page == nil {
+			continue
+		}
+		only = v
+		name := v.page.Source().String()
+		if name == source {
+			return v, nil
+		}
+		known = append(known, name)
+	}
+	slices.Sort(known)
+	switch {
+	case source != "" && len(known) == 0:
+		return nil, fmt.Errorf("unknown source %q: site %s has the default page", site.Truncate(source), s.Name)
+	case source != "" || len(known) > 1:
+		return nil, fmt.Errorf("invalid source %q: site %s has several pages or another one; give one of: %s", site.Truncate(source), s.Name, strings.Join(known, ", "))
+	}
+	return only, nil
+}

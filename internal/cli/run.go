@@ -1,0 +1,246 @@
+package cli
+
+import (
+	"errors"
+	"fmt"
+	"net/http"
+	"os/exec"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+
+	"example.com/caddy-maintenance/internal/api"
+	"example.com/caddy-maintenance/internal/site"
+)
+
+// runWait is how long run waits for sites to be drained, unless --wait says so.
+const runWait = 30 * time.Second
+
+const wasNotRun = "the command was not run"
+
+func newRunCommand(env environment) *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "run [<site>...] [--all] [flags] -- <command> [<argument>...]",
+		Short: "Runs a command while sites are in maintenance",
+		Long: `
+Puts sites into maintenance, waits until nothing is in flight on any instance, runs
+the command, and takes the sites out of maintenance if the command ends with status 0.
+
+If the command fails or is killed, or if your terminal goes away, the sites stay in
+maintenance. The exit status is that of the command, or 128 and the number of the
+signal that ended it. The terminal and its keys are the command's.
+
+If the sites are not drained in time, 30s unless --wait says so, the command is not
+run, the sites are opened again, and the exit status is 2. A site that is in
+maintenance already, or scheduled, is somebody else's: then nothing happens.`,
+		Example: `  $ caddy maintenance run shop -- ./migrate.sh
+  $ caddy maintenance run shop --message "Back at three." --wait 2m -- psql -f migrate.sql
+  $ caddy maintenance run shop --hold 30s --terminate-after 10s -- systemctl restart shop`,
+	}
+	run := &runCommand{call: call{environment: env}, flags: cmd.Flags()}
+	run.setUp(cmd, func(args []string) (int, error) { return run.run(args, cmd.ArgsLenAtDash()) })
+	run.addWait(cmd)
+	open := run.complete(func(s api.Site) bool { return s.State == api.StateOff && s.From.IsZero() })
+	cmd.ValidArgsFunction = func(cmd *cobra.Command, args []string, typed string) ([]string, cobra.ShellCompDirective) {
+		names, _ := open(cmd, args, typed)
+		return names, cobra.ShellCompDirectiveDefault // files, as a command follows
+	}
+	cmd.Flags().BoolVar(&run.all, "all", false, allUsage)
+	addOptionFlags(cmd.Flags())
+	_ = cmd.Flags().MarkHidden(site.OptionFrom) // which is refused
+	return cmd
+}
+
+// runCommand runs a command while sites are in maintenance.
+type runCommand struct {
+	call
+	flags *pflag.FlagSet
+	all   bool
+}
+
+func (c *runCommand) run(args []string, dash int) (int, error) {
+	if dash < 0 || dash == len(args) {
+		return 0, errors.New("no command given; write it behind --, for example: caddy maintenance run shop -- ./migrate.sh")
+	}
+	if _, err := exec.LookPath(args[dash]); err != nil {
+		return 0, fmt.Errorf("%w; nothing has changed", err)
+	}
+	command := exec.Command(args[dash], args[dash+1:]...) //nolint:gosec // which is what this is for
+	if c.flags.Changed(site.OptionFrom) {
+		return 0, errors.New("--from is for maintenance that begins by itself; run begins now")
+	}
+	if c.wait == 0 {
+		c.wait = runWait
+	}
+	options, err := readOptions(c.flags, c.now())
+	if err != nil {
+		return 0, err
+	}
+	picked, err := c.admin.pick(args[:dash], c.all, api.StateOn)
+	if err != nil {
+		return 0, err
+	}
+	if err := refuseOthers(picked); err != nil {
+		return 0, err
+	}
+	return c.runOn(picked, options, command)
+}
+
+// refuseOthers refuses sites that somebody else has switched, or is about to.
+func refuseOthers(sites []api.Site) error {
+	for _, s := range sites {
+		switch {
+		case isGone(s):
+			return errGone(s)
+		case !s.From.IsZero():
+			return fmt.Errorf("site %s is scheduled to go into maintenance at %s; nothing has changed", s.Site, s.From.Format(time.RFC3339))
+		case s.State != api.StateOff:
+			return fmt.Errorf("site %s is not open, its state is %s: run is for a site that nobody has closed; nothing has changed", s.Site, s.State)
+		}
+	}
+	return nil
+}
+
+func (c *runCommand) runOn(sites []api.Site, options map[string]any, command *exec.Cmd) (int, error) {
+	w := c.watchSignals()
+	defer w.stop()
+	closed, status, err := c.close(w, sites, options)
+	if _, others := c.split(closed); status == 0 && err == nil && len(others) > 0 {
+		status = exitIncomplete // another run has closed it at the same time, say, on another instance
+	}
+	if status != 0 || err != nil {
+		w.finishing("what was closed is being opened again; caddy maintenance tells what is open")
+		opened, failed := c.openOurs(closed)
+		fmt.Fprintln(c.stderr, wasNotRun)
+		return max(status, opened), errors.Join(err, failed)
+	}
+	if err := w.start(command); err != nil {
+		opened, failed := c.openOurs(closed)
+		return opened, errors.Join(fmt.Errorf("%w; %s", err, wasNotRun), failed)
+	}
+	err = command.Wait()
+	w.finishing("the command has ended; caddy maintenance tells what is open")
+	var exited *exec.ExitError
+	switch {
+	case errors.As(err, &exited):
+		fmt.Fprintf(c.stderr, "%s ended with %s; %s\n", command.Args[0], exited, staysOn(sitesOf(closed)))
+		return exitStatus(exited), nil
+	case err != nil:
+		return 0, fmt.Errorf("%w; %s", err, staysOn(sitesOf(closed)))
+	case w.hungUp.Load():
+		fmt.Fprintf(c.stderr, "SIGHUP came, as it does when the terminal goes; %s\n", staysOn(sitesOf(closed)))
+		return 128 + int(syscall.SIGHUP), nil
+	}
+	status, err = c.openOurs(closed)
+	if err != nil {
+		err = fmt.Errorf("the command has ended well, but: %w; %s", err, staysOn(sitesOf(closed)))
+	}
+	return status, err
+}
+
+// closedSite is a site as this command has left it.
+type closedSite struct {
+	api.Site
+	etag string // which each switch changes
+}
+
+func sitesOf(closed []closedSite) (list []api.Site) {
+	for _, one := range closed {
+		list = append(list, one.Site)
+	}
+	return list
+}
+
+// close puts sites into maintenance that nobody else closes at the same time, and waits until
+// they are drained. If one fails, no more are closed, and it does not wait.
+func (c *runCommand) close(w *signalWatch, sites []api.Site, options map[string]any) (closed []closedSite, status int, err error) {
+	s := c.newSwitching("Enabling", sites)
+	s.unlessDrained = "it is opened again"
+	for i := range s.sites {
+		one := &s.sites[i]
+		w.note(one.before)
+		own, link := c.withSecret(one.before.Site, options, c.flags)
+		var header http.Header
+		header, one.err = c.admin.do(http.MethodPut, api.SitePath(one.before.Site), http.Header{"If-None-Match": {"*"}}, c.signed(own), &one.after)
+		if one.err != nil {
+			if refused := new(apiError); !errors.As(one.err, &refused) || refused.status != http.StatusPreconditionFailed {
+				one.err = fmt.Errorf("%w; it may be in maintenance all the same: caddy maintenance off %s", one.err, one.before.Site)
+			}
+			s.sites, s.wait = s.sites[:i+1], 0
+			break
+		}
+		closed = append(closed, closedSite{one.after, header.Get("Etag")})
+		_, one.consequence = noteOn(one.before, one.after, c.now())
+		one.consequence += link
+	}
+	status, err = s.finish()
+	return closed, status, err
+}
+
+// openOurs opens the sites that are as this command has left them. The others it leaves alone,
+// and says what has become of them.
+func (c *runCommand) openOurs(closed []closedSite) (int, error) {
+	ours, others := c.split(closed)
+	for _, words := range others {
+		fmt.Fprintln(c.stderr, words)
+	}
+	status, err := c.open(ours)
+	if len(others) > 0 {
+		status = max(status, exitIncomplete)
+	}
+	return status, err
+}
+
+// split returns which sites are as this command has left them, and what has become of the others.
+func (c *runCommand) split(closed []closedSite) (ours []api.Site, others []string) {
+	for _, one := range closed {
+		var now api.Site
+		header, err := c.admin.do(http.MethodGet, api.SitePath(one.Site.Site), nil, nil, &now)
+		switch {
+		case err == nil && isGone(now):
+			others = append(others, "a reload has taken the directive of "+one.Site.Site+" away, and nothing has kept its requests out since; caddy maintenance off "+one.Site.Site+" ends this")
+		case err != nil || now.State == api.StateOn && header.Get("Etag") == one.etag:
+			ours = append(ours, one.Site)
+		case now.State == api.StateOn:
+			others = append(others, one.Site.Site+" was switched by somebody else meanwhile; it stays in maintenance")
+		default:
+			others = append(others, one.Site.Site+" is open already: its time was over, or somebody has switched it")
+		}
+	}
+	return ours, others
+}
+
+// open takes sites out of maintenance.
+func (c *call) open(sites []api.Site) (int, error) {
+	if len(sites) == 0 {
+		return 0, nil
+	}
+	c.wait = 0
+	s := c.newSwitching("Disabling", sites)
+	for i := range s.sites {
+		one := &s.sites[i]
+		one.err = c.admin.send(http.MethodDelete, api.SitePath(one.before.Site), nil, &one.after)
+	}
+	return s.finish()
+}
+
+// staysOn says how to open sites.
+func staysOn(sites []api.Site) string {
+	names := siteNames(sites)
+	stay := " stay"
+	if len(names) == 1 {
+		stay = " stays"
+	}
+	return strings.Join(names, ", ") + stay + " in maintenance; this opens it again: caddy maintenance off " + strings.Join(names, " ")
+}
+
+// exitStatus is that of a command as a shell has it.
+func exitStatus(e *exec.ExitError) int {
+	if status, ok := e.Sys().(syscall.WaitStatus); ok && status.Signaled() {
+		return 128 + int(status.Signal())
+	}
+	return e.ExitCode()
+}

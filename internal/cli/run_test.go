@@ -1,0 +1,113 @@
+package cli
+
+import (
+	"strings"
+	"testing"
+	"time"
+)
+
+// The command runs between on and off, and its status is the exit status. What it prints
+// itself goes to the terminal, and not through this command.
+func TestCommandRunsInMaintenance(t *testing.T) {
+	const (
+		drainedShop = enabledShop + drained
+		stays       = "; shop stays in maintenance; this opens it again: caddy maintenance off shop\n"
+		disabled    = disablingShop + "done\n"
+	)
+	on := put("shop")
+	another := exchange{request: "GET /maintenance/shop", answer: shopOn, etag: `"2"`}
+	state := func(site string) exchange { return exchange{request: "GET /maintenance/shop", answer: site} }
+	quick := waits("shop?wait=1s", 0, 0)
+	for _, test := range []struct {
+		line   string
+		want   result
+		script []exchange
+	}{
+		{"run shop -- true", says(drainedShop + disabled), []exchange{on, quick, del("shop")}},
+		{"run -- true", says(drainedShop + disabled), []exchange{on, quick, del("shop")}},
+		{"run shop -- false", result{drainedShop, "false ended with exit status 1" + stays, 1}, []exchange{on, quick}},
+		{"run shop -- sh -c exit${IFS}7", result{drainedShop, "sh ended with exit status 7" + stays, 7}, []exchange{on, quick}},
+		{"run shop -- sh -c kill${IFS}-9${IFS}$$", result{drainedShop, "sh ended with signal: killed" + stays, 137}, []exchange{on, quick}},
+		{
+			"run shop --message Soon. --hold 30s -- true", says(drainedShop + disabled),
+			[]exchange{{request: `PUT /maintenance/shop {"hold":"30s","message":"Soon."}`, answer: shopOn}, quick, del("shop")},
+		},
+		{
+			"run shop --with-secret -- true", says(enabledShop + "To get in, open /.maintenance/SECRET-1 on the site\n" + drained + disabled),
+			[]exchange{{request: `PUT /maintenance/shop {"bypass_secret":"SECRET-1"}`, answer: shopOn}, quick, del("shop")},
+		},
+		{
+			"run shop --wait 2s -- true",
+			result{
+				enabledShop + "shop: 3 in flight on web-1\n" + disabled,
+				"shop: not drained in 2s: 3 in flight on web-1; it is opened again\nthe command was not run\n", 2,
+			},
+			[]exchange{on, waits("shop?wait=1s", time.Second, 3), waits("shop?wait=1s", time.Second, 3), del("shop")},
+		},
+		{
+			"run shop -- true",
+			result{enablingShop + "failed\n", "the command was not run\nError: site shop is already in maintenance\n", 1},
+			[]exchange{put("shop", `412 {"error":"site shop is already in maintenance"}`)},
+		},
+		{"run shop -- true", result{enablingShop + "failed\n", "the command was not run\n" + strings.TrimSpace(diskIsFull) +
+			"; it may be in maintenance all the same: caddy maintenance off shop\n", 1}, []exchange{put("shop", diskFull)}},
+		{"run shop -- true", result{
+			drainedShop + disablingShop + "failed\n",
+			"Error: the command has ended well, but: storing state of site shop: disk full" + stays, 1,
+		}, []exchange{on, quick, del("shop", diskFull)}},
+		// What somebody else has done meanwhile is left alone, and is told.
+		{
+			"run shop -- true",
+			result{drainedShop, "shop is open already: its time was over, or somebody has switched it\n", 2},
+			[]exchange{on, quick, state(shopOn), state(shopOn), state(shopOff)},
+		},
+		{
+			"run shop -- true",
+			result{drainedShop, "shop was switched by somebody else meanwhile; it stays in maintenance\n", 2},
+			[]exchange{on, quick, state(shopOn), state(shopOn), another},
+		},
+		{
+			"run shop -- touch /nowhere/x",
+			result{drainedShop, "shop was switched by somebody else meanwhile; it stays in maintenance\nthe command was not run\n", 2},
+			[]exchange{on, quick, state(shopOn), another, another},
+		},
+	} {
+		runs(t, test.line, test.want, append([]exchange{lists(shopOff)}, test.script...)...)
+	}
+	runs(t, "run --all -- true", says(enabledShop+enabledWiki+"shop drained\nwiki drained\n"+disabled+disablingWiki+"done\n"),
+		lists(shopOff, wikiOff), on, put("wiki"), quick, waits("wiki?wait=1s", 0, 0), del("shop"), del("wiki"))
+	runs(t, "run --all -- true", result{enabledShop + enablingWiki + "failed\n" + disabled, "the command was not run\nError: busy; it may be in maintenance all the same: caddy maintenance off wiki\n", 1},
+		lists(shopOff, wikiOff), on, put("wiki", busy), del("shop"))
+}
+
+// What is somebody else's is left alone, and what cannot be run is noticed before.
+func TestCommandThatCannotRunChangesNothing(t *testing.T) {
+	scheduled := with(wikiOff, `"from":"2026-01-31T04:00:00Z"`)
+	for _, test := range []struct {
+		line, want string
+		sites      []string
+	}{
+		{"run shop", "no command given; write it behind --, for example: caddy maintenance run shop -- ./migrate.sh", nil},
+		{"run shop --", "no command given; write it behind --, for example: caddy maintenance run shop -- ./migrate.sh", nil},
+		{"run shop -- no-such-command", `exec: "no-such-command": executable file not found in $PATH; nothing has changed`, nil},
+		{"run shop -- ./no-such-command", `exec: "./no-such-command": stat ./no-such-command: no such file or directory; nothing has changed`, nil},
+		{"run shop --from 5:00 -- true", "--from is for maintenance that begins by itself; run begins now", nil},
+		{"run nope -- true", `unknown site "nope"; the sites of the running config are: shop, wiki (caddy maintenance --help shows the commands)`, []string{shopOff, wikiOff}},
+		{"run -- true", "there are several sites; name one of: shop, wiki, or give --all", []string{shopOff, wikiOff}},
+		{"run --all -- true", "site shop is not open, its state is on: run is for a site that nobody has closed; nothing has changed", []string{shopOn, wikiOff}},
+		{"run shop wiki -- true", "site wiki is scheduled to go into maintenance at 2026-01-31T04:00:00Z; nothing has changed", []string{shopOff, scheduled}},
+		{"run wiki -- true", "site wiki is not open, its state is unknown: run is for a site that nobody has closed; nothing has changed", []string{unknownWiki}},
+	} {
+		var script []exchange
+		if test.sites != nil {
+			script = append(script, lists(test.sites...))
+		}
+		f := newFakeAPI(t, script...)
+		args := append([]string{"maintenance"}, strings.Fields(test.line)...)
+		args = append(args[:2:2], append([]string{"--address", f.address}, args[2:]...)...)
+		if got := f.run(args...); got != fails(test.want) {
+			t.Errorf("%s got\n%+v, want\n%s", test.line, got, test.want)
+		}
+		f.close()
+	}
+}

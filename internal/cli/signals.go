@@ -1,0 +1,108 @@
+package cli
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"os/signal"
+	"sync"
+	"sync/atomic"
+	"syscall"
+
+	"example.com/caddy-maintenance/internal/api"
+)
+
+// signalWatch is what becomes of signals while sites are switched and a command runs: they end
+// the waiting, with a word on what stays as it is, and while the command runs they are the
+// command's. One that was ignored when this process began, as nohup does, stays ignored.
+type signalWatch struct {
+	signals chan os.Signal
+	done    chan struct{}
+	hungUp  atomic.Bool // SIGHUP has come
+
+	mu      sync.Mutex
+	sites   []api.Site  // that are in maintenance, or may be
+	command *os.Process // nil while none runs
+	last    string      // what to say in place of the sites
+}
+
+func (c *call) watchSignals() *signalWatch {
+	w := &signalWatch{signals: make(chan os.Signal, 4), done: make(chan struct{})}
+	for _, s := range []os.Signal{os.Interrupt, syscall.SIGQUIT, syscall.SIGTERM, syscall.SIGHUP} {
+		if !signal.Ignored(s) {
+			signal.Notify(w.signals, s)
+		}
+	}
+	go func() {
+		for {
+			select {
+			case s := <-w.signals:
+				if s == syscall.SIGHUP {
+					w.hungUp.Store(true)
+				}
+				if words, ends := w.take(s); ends {
+					fmt.Fprintf(c.stderr, "\n%s\n", words)
+					number, _ := s.(syscall.Signal)
+					os.Exit(128 + int(number)) //nolint:gocritic // what would be deferred is the process's
+				}
+			case <-w.done:
+				return
+			}
+		}
+	}()
+	return w
+}
+
+func (w *signalWatch) stop() {
+	signal.Stop(w.signals)
+	close(w.done)
+}
+
+// take passes a signal on to the command. If none runs, it returns what to say before the end.
+func (w *signalWatch) take(s os.Signal) (words string, ends bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	switch {
+	case w.command != nil:
+		if !isKey(s) {
+			_ = w.command.Signal(s)
+		}
+		return "", false
+	case w.last != "":
+		return w.last, true
+	case len(w.sites) == 0:
+		return "nothing has changed", true
+	}
+	return staysOn(w.sites), true
+}
+
+// isKey reports whether a signal is that of a key of the terminal, which has reached the command
+// already.
+func isKey(s os.Signal) bool {
+	return (s == os.Interrupt || s == syscall.SIGQUIT) && (isTerminal(os.Stdin) || isTerminal(os.Stdout) || isTerminal(os.Stderr))
+}
+
+// note notes a site that is about to be in maintenance.
+func (w *signalWatch) note(s api.Site) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.sites = append(w.sites, s)
+}
+
+// start starts the command, with the standard streams of this process. Signals are the command's
+// from then on.
+func (w *signalWatch) start(command *exec.Cmd) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	command.Stdin, command.Stdout, command.Stderr = os.Stdin, os.Stdout, os.Stderr
+	err := command.Start()
+	w.command = command.Process
+	return err
+}
+
+// finishing has a signal end this process again, with these words.
+func (w *signalWatch) finishing(words string) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.command, w.last = nil, words
+}
