@@ -66,11 +66,15 @@ func TestSignalsAreTheCommands(t *testing.T) {
 		c.off("shop")
 		_ = os.Remove(filepath.Join(c.dir, "started"))
 		cmd := c.prepare("maintenance", "run", "shop", "--", "sh", "-c", test.script)
-		go func() {
-			c.awaitFile("started", "started")
-			_ = cmd.Process.Signal(test.signal)
-		}()
-		if got := outputOf(t, cmd); got != test.want {
+		var stdout, stderr bytes.Buffer
+		cmd.Stdout, cmd.Stderr = &stdout, &stderr
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		c.awaitFile("started", "started")
+		_ = cmd.Process.Signal(test.signal)
+		_ = cmd.Wait()
+		if got := (output{stdout.String(), stderr.String(), cmd.ProcessState.ExitCode()}); got != test.want {
 			t.Errorf("%s: got %+v, want %+v", test.name, got, test.want)
 		}
 		c.awaitState("shop", test.state)
