@@ -698,10 +698,8 @@ func TestRequestDoesNotWaitForAConfigThatHasGone(t *testing.T) {
 	ofEachKind(t, func(t *testing.T, k kind) {
 		s := k.prepare(t)
 		answer := make(chan struct{})
-		s.storage.setFault(func(_ context.Context, op, _ string) error {
-			if op == "store" {
-				<-answer // before which nothing is read
-			}
+		s.storage.setFault(func(context.Context, string, string) error {
+			<-answer // before which nothing is read
 			return nil
 		})
 		s.reload("maintenance shop")
