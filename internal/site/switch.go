@@ -40,7 +40,7 @@ func (m On) next(name string, v View, now time.Time) (*draft, error) {
 	case m.OnlyOff && (v.Blocks() || v.Scheduled()):
 		return nil, &NotOffError{name, v}
 	case v.On() && !o.From.IsZero():
-		return nil, &ConflictError{fmt.Errorf("site %s is in maintenance already, and from is for one that has still to begin; leave it out", name)}
+		return nil, errBegun(name)
 	}
 	return enable(name, v, o, now), nil
 }
@@ -53,7 +53,7 @@ func (m Patch) next(name string, v View, now time.Time) (*draft, error) {
 	case err != nil:
 		return nil, err
 	case v.On() && !m.Options.values.From.IsZero():
-		return nil, &ConflictError{fmt.Errorf("site %s is in maintenance already, and from is for one that has still to begin; leave it out", name)}
+		return nil, errBegun(name)
 	}
 	return enable(name, v, o, now), nil
 }
@@ -69,6 +69,10 @@ func (Off) next(_ string, v View, now time.Time) (*draft, error) {
 		return &draft{since: v.Since()}, nil // zero if it was never switched
 	}
 	return &draft{since: wholeSecond(now)}, nil
+}
+
+func errBegun(name string) error {
+	return &ConflictError{fmt.Errorf("site %s is in maintenance already, and from is for one that has still to begin; leave it out", name)}
 }
 
 // enable keeps the time since when a site has been on or, if that is scheduled, off.

@@ -43,8 +43,7 @@ type Followed struct {
 	applying  atomic.Int32          // how many reads of ticks have not been applied yet
 	stale     atomic.Bool           // the record is to be read at the next tick
 	verifying atomic.Bool           // and nobody has told of a switch
-	readError atomic.Pointer[error] // why the record could not be read last time, nil if it could
-	lastError atomic.Pointer[error] // the same, also if it tells nothing
+	lastError atomic.Pointer[error] // why the record told nothing last time, nil if it did
 }
 
 // Wait leaves the first read of the record to whoever calls Begin.
@@ -58,15 +57,19 @@ func (f *Followed) Begin() { f.waiting.Store(false) }
 
 // Note notes what reading the record has come to.
 func (f *Followed) Note(read site.Read) {
-	f.lastError.Store(nil)
+	var why *error
 	if read.Err != nil {
-		f.lastError.Store(&read.Err)
+		why = &read.Err
 	}
-	if read.Err == nil || errors.Is(read.Err, site.ErrInvalid) {
-		f.readError.Store(nil)
-	} else {
-		f.readError.Store(&read.Err)
+	f.lastError.Store(why)
+}
+
+// readError returns why the record could not be read last time, nil if it could.
+func (f *Followed) readError() error {
+	if err := f.Err(); !errors.Is(err, site.ErrInvalid) {
+		return err
 	}
+	return nil
 }
 
 // Expect says that the record is read as a tick has asked for. Whoever reads it calls Applied.
@@ -97,12 +100,12 @@ func (f *Followed) Verified() bool { return f.verifying.Swap(false) }
 
 // isRead reports whether the record could be read last time, and told something.
 func (f *Followed) isRead() bool {
-	return f.readError.Load() == nil && f.Current().Known()
+	return f.readError() == nil && f.Current().Known()
 }
 
 // Behind reports whether the record has still to be read, or to be applied.
 func (f *Followed) Behind() bool {
-	return f.waiting.Load() || f.Current().Kind() == site.Loading || f.stale.Load() || f.readError.Load() != nil || f.Reading.Load() > 0 ||
+	return f.waiting.Load() || f.Current().Kind() == site.Loading || f.stale.Load() || f.readError() != nil || f.Reading.Load() > 0 ||
 		f.applying.Load() > 0 || f.Current().Version() < f.StoredVersion.Load()
 }
 
@@ -278,8 +281,8 @@ func (f *Follower) Progress() (applied string, present, behind, absent []string)
 func (f *Follower) findUnreadable() *Unreadable {
 	found := make(map[string]error)
 	for s := range f.Sites.All() {
-		if err := s.readError.Load(); err != nil && s.Current().Known() {
-			found[s.Name] = *err
+		if err := s.readError(); err != nil && s.Current().Known() {
+			found[s.Name] = err
 		}
 	}
 	before := f.unreadable
