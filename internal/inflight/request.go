@@ -117,10 +117,10 @@ func (q *Request) Serve(r *http.Request, handler func(http.ResponseWriter, *http
 	err = q.serve(r, handler)
 	switch q.writer.progress.Load() {
 	case terminatedBefore:
-		stopReading(q.writer.ResponseWriter, body)
+		q.stopReading(body)
 		return true, nil
 	case terminatedAfter:
-		stopReading(q.writer.ResponseWriter, body)
+		q.stopReading(body)
 		panic(http.ErrAbortHandler)
 	}
 	return false, err
@@ -266,8 +266,24 @@ func (q *Request) breakConnection() bool {
 
 // stopReading keeps the server from waiting for the rest of an upload, which it
 // would do to use the connection again.
-func stopReading(w http.ResponseWriter, body io.Closer) {
+//
+// On HTTP/1 a proxy's goroutine may be about to read some more, with a deadline of its own. The
+// server would wait for that when the handler has returned. The connection ends with this
+// request, and so it can be broken until then.
+func (q *Request) stopReading(body io.Closer) {
+	w := q.writer.ResponseWriter
 	expireRead(w)
+	if q.HTTP.ProtoMajor == 1 {
+		conn, end := serverWriter(w), time.Now().Add(grace)
+		var again func()
+		again = func() {
+			expireRead(conn)
+			if time.Now().Before(end) {
+				time.AfterFunc(interval, again)
+			}
+		}
+		time.AfterFunc(interval, again)
+	}
 	if body != nil {
 		_ = body.Close()
 	}
