@@ -5,8 +5,8 @@ import (
 	"time"
 )
 
-// goneSites holds the sites that were in maintenance, or scheduled, when a reload took their directive
-// away, as the config had them that had it last, so that nobody forgets them: until they are
+// goneSites holds the sites that were in maintenance, or scheduled, when a reload took their
+// directive away, as the config had them that had it last, so that nobody forgets them: until they are
 // switched off, are back, or no config runs any more. No gate keeps their requests out.
 var goneSites readList[*configuredSite]
 
@@ -22,21 +22,20 @@ func keepGone(s *configuredSite) {
 	})
 }
 
-// dropGone drops such sites: those that a config has, and those that are off.
+// dropGone drops those of these sites that the config has, and those that are off.
 func (a *App) dropGone() {
-	for _, s := range goneSites.all() {
+	dropGoneIf(func(s *configuredSite) bool {
 		v := s.view()
-		isOver := !v.On() && !v.Scheduled() && time.Since(v.Since()) > keepsGone
-		if (isOver || a.has(s.Name)) && goneSites.remove(func(other *configuredSite) bool { return other == s }) {
-			letSiteGo(s.entry)
-		}
-	}
+		return a.has(s.Name) || !v.On() && !v.Scheduled() && time.Since(v.Since()) > keepsGone
+	})
 }
 
 // dropAllGone drops all of them, when no config runs any more.
-func dropAllGone() {
+func dropAllGone() { dropGoneIf(func(*configuredSite) bool { return true }) }
+
+func dropGoneIf(isOver func(*configuredSite) bool) {
 	for _, s := range goneSites.all() {
-		if goneSites.remove(func(other *configuredSite) bool { return other == s }) {
+		if isOver(s) && goneSites.remove(func(other *configuredSite) bool { return other == s }) {
 			letSiteGo(s.entry)
 		}
 	}

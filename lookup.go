@@ -191,7 +191,8 @@ func (a *App) loaded(ctx context.Context) error {
 }
 
 // listed returns the config's sites by name, of those that templates make the ones that are
-// not off, or scheduled not to be. A template is one of them if its sites that were never switched are not off.
+// not off, or scheduled not to be. A template is one of them if its sites that were never
+// switched are not off.
 func (a *App) listed() []*configuredSite {
 	var list []*configuredSite
 	for s := range a.inMemory() {

@@ -108,8 +108,8 @@ func (c *runCommand) runOn(sites []api.Site, options map[string]any, command *ex
 	w := c.watchSignals()
 	defer w.stop()
 	closed, status, err := c.close(w, sites, options)
-	if _, others := c.split(closed); status == 0 && err == nil && len(others) > 0 {
-		status = exitIncomplete // another run has closed it at the same time, say, on another instance
+	if status == 0 && err == nil && !c.areOurs(closed) {
+		status = exitIncomplete // another run has closed one at the same time, say, on another instance
 	}
 	if status != 0 || err != nil {
 		w.finishing("what was closed is being opened again; caddy maintenance tells what is open")
@@ -178,6 +178,12 @@ func (c *runCommand) close(w *signalWatch, sites []api.Site, options map[string]
 	}
 	status, err = s.finish()
 	return closed, status, err
+}
+
+// areOurs reports whether all sites are as this command has left them.
+func (c *runCommand) areOurs(closed []closedSite) bool {
+	_, others := c.split(closed)
+	return len(others) == 0
 }
 
 // openOurs opens the sites that are as this command has left them. The others it leaves alone,

@@ -161,7 +161,7 @@ func (p *Pool[T]) of(e *Entry[T]) iter.Seq[*Entry[T]] {
 	}
 }
 
-// Release ends what Acquire began. Release and LetGo yield the entries that nobody refers to
+// Release ends what Acquire began. Release and LetGo return the entries that nobody refers to
 // any more. They stay in the pool, and as they are, until they are forgotten.
 func (p *Pool[T]) Release(e *Entry[T]) (unused []*Entry[T]) {
 	p.mu.Lock()
