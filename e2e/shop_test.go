@@ -94,7 +94,7 @@ func newApp(t *testing.T) (url string) {
 // startRecipe runs the app of a recipe in docs/, and returns the directive in front of it.
 func startRecipe(t *testing.T, title, directive string) string {
 	t.Helper()
-	recipes, err := os.ReadFile("../docs/recipes.md")
+	recipes, err := os.ReadFile("../docs/operations.md")
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -37,11 +37,7 @@ import (
 //	                     being an address, or "a free port"
 func TestDocs(t *testing.T) {
 	t.Parallel()
-	files, err := filepath.Glob("../docs/*.md")
-	if err != nil || len(files) == 0 {
-		t.Fatalf("found %q %v", files, err)
-	}
-	for _, file := range files {
+	for _, file := range docs(t) {
 		for _, chapter := range readChapters(t, file) {
 			t.Run(filepath.Base(file)+"/"+chapter.title, func(t *testing.T) {
 				t.Parallel()
@@ -49,6 +45,16 @@ func TestDocs(t *testing.T) {
 			})
 		}
 	}
+}
+
+// docs returns the pages of the documentation.
+func docs(t *testing.T) []string {
+	t.Helper()
+	pages, err := filepath.Glob("../docs/*.md")
+	if err != nil || len(pages) == 0 {
+		t.Fatalf("found %q %v", pages, err)
+	}
+	return pages
 }
 
 type chapter struct {
@@ -446,6 +452,7 @@ func (r *docReader) curl(args []string) (printed string, code int) {
 	for _, name := range []string{"f", "fsS", "sf"} {
 		flags.BoolVar(&fail, name, false, "")
 	}
+	failWithBody := flags.Bool("fail-with-body", false, "")
 	include, follow := flags.Bool("i", false, ""), flags.Bool("L", false, "")
 	output, format := flags.String("o", "", ""), flags.String("w", "", "")
 	method, body := flags.String("X", "", ""), flags.String("d", "", "")
@@ -516,7 +523,11 @@ func (r *docReader) curl(args []string) (printed string, code int) {
 	if *format == "" && printed != "" && !strings.HasSuffix(printed, "\n") {
 		printed += "\n" // where a shell shows its prompt
 	}
-	return printed + strings.NewReplacer("%{http_code}", fmt.Sprint(got.code), `\n`, "\n").Replace(*format), 0
+	printed += strings.NewReplacer("%{http_code}", fmt.Sprint(got.code), `\n`, "\n").Replace(*format)
+	if *failWithBody && got.code >= 400 {
+		return printed + fmt.Sprintf("curl: (22) The requested URL returned error: %d\n", got.code), 22
+	}
+	return printed, 0
 }
 
 // headerOf returns a response's header as curl prints it, but in the order of names.

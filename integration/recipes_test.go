@@ -18,20 +18,19 @@ import (
 
 // What TestDocs cannot do of the documentation, as it needs more than caddy and curl.
 
-const recipesPath = "../docs/recipes.md"
-
 // newRecipe returns a reader, and a chapter to do.
-func newRecipe(t *testing.T, title string) (*docReader, chapter) {
+func newRecipe(t *testing.T, page, title string) (*docReader, chapter) {
 	t.Helper()
-	return newReader(t), readChapter(t, recipesPath, title)
+	return newReader(t), readChapter(t, page, title)
 }
 
-func readChapter(t *testing.T, path, title string) chapter {
+// readChapter returns a chapter of a page in docs/.
+func readChapter(t *testing.T, page, title string) chapter {
 	t.Helper()
-	chapters := readChapters(t, path)
+	chapters := readChapters(t, "../docs/"+page)
 	i := slices.IndexFunc(chapters, func(c chapter) bool { return c.title == title })
 	if i < 0 {
-		t.Fatalf("%s has no chapter %q", path, title)
+		t.Fatalf("%s has no chapter %q", page, title)
 	}
 	return chapters[i]
 }
@@ -60,15 +59,9 @@ func (r *docReader) expect(line, want string) {
 	}
 }
 
-// The list at the beginning has all chapters, in their order, and all links of the
-// documentation lead somewhere.
-func TestRecipeLinks(t *testing.T) {
-	list, _, _ := strings.Cut(readFile(t, recipesPath), "\n## ")
-	if listed, chapters := find(`(?m)^- \[.*\]\((#.*)\)$`, list), anchors(t, recipesPath, "## "); !slices.Equal(listed, chapters) {
-		t.Errorf("listed are\n%s\nand there are\n%s", strings.Join(listed, "\n"), strings.Join(chapters, "\n"))
-	}
-	pages, _ := filepath.Glob("../docs/*.md")
-	for _, from := range append(pages, "../README.md") {
+// All links of the documentation lead somewhere, and no page is longer than somebody reads.
+func TestDocLinks(t *testing.T) {
+	for _, from := range append(docs(t), "../README.md", "../CONTRIBUTING.md", "../CHANGELOG.md") {
 		for _, link := range find(`\]\(\s*([^)]*)\)`, readFile(t, from)) {
 			file, anchor, hasAnchor := strings.Cut(link, "#")
 			path := from
@@ -80,17 +73,17 @@ func TestRecipeLinks(t *testing.T) {
 			}
 			if _, err := os.Stat(path); err != nil {
 				t.Errorf("%s: %v", from, err)
-			} else if hasAnchor && !slices.Contains(anchors(t, path, "#"), "#"+anchor) {
+			} else if hasAnchor && !slices.Contains(anchors(t, path), "#"+anchor) {
 				t.Errorf("%s: %s has no #%s", from, path, anchor)
 			}
 		}
 	}
 }
 
-// anchors returns where links to the headings of a file lead that begin with this.
-func anchors(t *testing.T, path, prefix string) (found []string) {
+// anchors returns where links to the headings of a file lead.
+func anchors(t *testing.T, path string) (found []string) {
 	t.Helper()
-	for _, title := range find(`(?m)^`+prefix+`#* ?(.*)$`, readFile(t, path)) {
+	for _, title := range find(`(?m)^#+ (.*)$`, readFile(t, path)) {
 		title = regexp.MustCompile(`[^a-z0-9 _-]`).ReplaceAllString(strings.ToLower(title), "")
 		found = append(found, "#"+strings.ReplaceAll(title, " ", "-"))
 	}
@@ -100,7 +93,7 @@ func anchors(t *testing.T, path, prefix string) (found []string) {
 // A header field that the app sets too does not come twice.
 func TestRecipeCORSLeavesTheHeadersOfTheApp(t *testing.T) {
 	t.Parallel()
-	r, c := newRecipe(t, "A browser app on another origin (CORS)")
+	r, c := newRecipe(t, "recipes.md", "A browser app on another origin (CORS)")
 	r.app = newApp(t, func(w http.ResponseWriter, request *http.Request) {
 		w.Header().Set("Access-Control-Allow-Origin", "https://app.example.com")
 		welcome(w, request)
@@ -154,7 +147,7 @@ func (s *service) stop() { _ = s.server.Close() }
 
 func TestRecipeSystemd(t *testing.T) {
 	t.Parallel()
-	r, c := newRecipe(t, "systemd: hold while a service restarts")
+	r, c := newRecipe(t, "operations.md", "systemd: hold while a service restarts")
 	shop := r.startService()
 	r.load(r.only(c, "caddyfile"))
 	unit := r.only(c, "ini")
@@ -223,7 +216,7 @@ func TestRecipeSystemd(t *testing.T) {
 
 func TestRecipeCron(t *testing.T) {
 	t.Parallel()
-	r, c := newRecipe(t, "cron: a maintenance window")
+	r, c := newRecipe(t, "operations.md", "cron: a maintenance window")
 	r.load(r.only(c, "caddyfile"))
 	table := r.only(c, "crontab")
 	commands := find(`(?m)^(?:[-*/,0-9]+ +){5}(.*)$`, table)
@@ -302,7 +295,7 @@ func (r *docReader) shell(script string, environment ...string) (printed string,
 func TestTenantsAreMigratedOneByOne(t *testing.T) {
 	t.Parallel()
 	r := newReader(t)
-	c := readChapter(t, "../docs/tenants.md", "Subdomains, with a wildcard")
+	c := readChapter(t, "tenants.md", "Subdomains, with a wildcard")
 	r.load(r.only(c, "caddyfile"))
 	for _, test := range []struct{ migrate, printed, closed string }{
 		{"caddy maintenance --json", "acme globex", ""},
@@ -324,7 +317,7 @@ func TestTenantsAreMigratedOneByOne(t *testing.T) {
 
 func TestRecipeContainer(t *testing.T) {
 	t.Parallel()
-	r, c := newRecipe(t, "A container")
+	r, c := newRecipe(t, "operations.md", "A container")
 	r.caddy.storage = "" // it is in the data directory, as /data is in the container
 	caddyfile := r.only(c, "caddyfile")
 	steps := regexp.MustCompile(`(?m)^\$ docker compose up -d(?: --force-recreate)?\n`).Split(r.only(c, "shell-session"), -1)
@@ -378,7 +371,7 @@ func caddyfileOf(labels map[string]string, path, indent string) string {
 // TestDocs runs the Caddyfile.
 func TestRecipeDockerProxyLabels(t *testing.T) {
 	t.Parallel()
-	r, c := newRecipe(t, "Labels of caddy-docker-proxy")
+	r, c := newRecipe(t, "operations.md", "Labels of caddy-docker-proxy")
 	labels := make(map[string]string)
 	for _, line := range find(`(?m)^ {6}(caddy.*)$`, r.only(c, "yaml")) {
 		name, value, _ := strings.Cut(line, ": ")
@@ -395,9 +388,9 @@ func TestRecipeDockerProxyLabels(t *testing.T) {
 // What the rules do is tested by promtool.
 func TestRecipeAlerts(t *testing.T) {
 	t.Parallel()
-	r, c := newRecipe(t, "Alerts")
-	rules, tests := r.only(c, "yaml"), readFile(t, "../docs/recipes/alerts_test.yml")
-	if file := readFile(t, "../docs/recipes/alerts.yml"); file != rules {
+	r, c := newRecipe(t, "monitoring.md", "Alerts")
+	rules, tests := r.only(c, "yaml"), readFile(t, "../docs/alerts/alerts_test.yml")
+	if file := readFile(t, "../docs/alerts/alerts.yml"); file != rules {
 		t.Errorf("alerts.yml is not what the text shows:\n%s", file)
 	}
 	for _, alert := range find(`- alert: (\w+)\n`, rules) {
@@ -455,9 +448,9 @@ func TestReadmeDemo(t *testing.T) {
 // The Caddyfile is that of the recipe, which TestDocs runs. Only the files are open.
 func TestReadmeImagesAndStyles(t *testing.T) {
 	t.Parallel()
-	r, c := newRecipe(t, "Images and styles of a page")
+	r, c := newRecipe(t, "recipes.md", "Images and styles of a page")
 	caddyfile := r.only(c, "caddyfile")
-	if section := readSection(t, "../README.md", "### Images and styles"); !strings.Contains(section, "```caddyfile\n"+caddyfile+"```") {
+	if section := readSection(t, "../README.md", "Images and styles"); !strings.Contains(section, "```caddyfile\n"+caddyfile+"```") {
 		t.Errorf("the README has\n%s\nand the recipe\n%s", section, caddyfile)
 	}
 	r.do(c.blocks[:3]...)
@@ -475,8 +468,8 @@ func TestReadmeImagesAndStyles(t *testing.T) {
 // A deploy by the README's script.
 func TestReadmeHold(t *testing.T) {
 	t.Parallel()
-	script := find("(?s)```sh\n(.*?)\n```", readSection(t, "../README.md", "### Hold"))[0]
-	r, c := newRecipe(t, "Hold requests during a deploy")
+	script := find("(?s)```sh\n(.*?)\n```", readSection(t, "../README.md", "Hold"))[0]
+	r, c := newRecipe(t, "operations.md", "Hold requests during a deploy")
 	shop := r.startService()
 	r.examples = append(r.examples, "--terminate-after 10s", "--terminate-after 1s")
 	r.load(r.only(c, "caddyfile"))
@@ -528,8 +521,8 @@ func TestReadmeHold(t *testing.T) {
 // the fields that are shown, and no others.
 func TestTroubleshootingLog(t *testing.T) {
 	t.Parallel()
-	const path, title = "../docs/troubleshooting.md", "What to look for in the log"
-	r, c := newReader(t), readChapter(t, path, title)
+	const page, title = "troubleshooting.md", "What to look for in the log"
+	r, c := newReader(t), readChapter(t, page, title)
 	start := func() { r.do(c.blocks[0]) }
 	await := func(machine, what string) { t.Helper(); r.at(machine).caddy.awaitFile("caddy.log", what) }
 	start()
@@ -552,7 +545,7 @@ func TestTroubleshootingLog(t *testing.T) {
 	await("web-1", "cannot be read")
 
 	logs := map[string]string{"web-1": readFile(t, r.caddy.logPath()), "web-2": readFile(t, follower.caddy.logPath())}
-	for _, row := range readTable(t, readSection(t, path, "## "+title), "search for", 1) {
+	for _, row := range readTable(t, readSection(t, page, title), "search for", 1) {
 		for _, pattern := range codesIn(row[0]) {
 			grep := exec.Command("grep", pattern)
 			grep.Stdin = strings.NewReader(logs["web-1"] + logs["web-2"])
@@ -605,11 +598,11 @@ func fieldsOf(t *testing.T, line string) (fields []string) {
 func TestRecipeComingFrom(t *testing.T) {
 	t.Parallel()
 	const title = "Coming from Heroku, Kamal or Laravel"
-	r, c := newRecipe(t, title)
+	r, c := newRecipe(t, "coming-from.md", title)
 	write(t, r.local("/etc/caddy/maintenance.html"), "<!DOCTYPE html>\n<p>{maintenance.message}\n")
 	caddyfile := r.only(c, "caddyfile")
 	r.load(caddyfile)
-	rows := find("(?m)^\\| `.*` \\| (.*) \\|$", readSection(t, recipesPath, "## "+title))
+	rows := find("(?m)^\\| `.*` \\| (.*) \\|$", readSection(t, "coming-from.md", title))
 	if len(rows) != 17 {
 		t.Errorf("got %d rows", len(rows))
 	}

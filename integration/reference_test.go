@@ -21,7 +21,7 @@ import (
 	maintenance "example.com/caddy-maintenance"
 )
 
-// The tests here compare docs/reference.md with the module: what is missing in it, and
+// The tests here compare the reference in docs/ with the module: what is missing in it, and
 // what it makes up, is an error.
 
 // readFile returns what is in a file.
@@ -34,22 +34,23 @@ func readFile(t *testing.T, path string) string {
 	return string(content)
 }
 
-// readSection returns what stands below a heading, such as "## Command", up to the next one
-// of its level.
-func readSection(t *testing.T, path, heading string) string {
+// readSection returns what stands below a heading of a page in docs/, up to the next heading of
+// its level or a higher one.
+func readSection(t *testing.T, page, title string) string {
 	t.Helper()
-	_, section, found := strings.Cut(readFile(t, path), "\n"+heading+"\n")
-	if !found {
-		t.Fatalf("%s has no %q", path, heading)
+	text := readFile(t, "../docs/"+page)
+	heading := regexp.MustCompile(`(?m)^(#+) ` + regexp.QuoteMeta(title) + `$`).FindStringSubmatchIndex(text)
+	if heading == nil {
+		t.Fatalf("%s has no heading %q", page, title)
 	}
-	level, _, _ := strings.Cut(heading, " ")
-	section, _, _ = strings.Cut(section, "\n"+level+" ")
+	section := text[heading[1]:]
+	next := regexp.MustCompile(fmt.Sprintf(`(?m)^#{1,%d} .*$`, heading[3]-heading[2]))
+	for _, found := range next.FindAllStringIndex(section, -1) {
+		if strings.Count(section[:found[0]], "```")%2 == 0 { // not a comment in a block of code
+			return section[:found[0]]
+		}
+	}
 	return section
-}
-
-func readReference(t *testing.T, heading string) string {
-	t.Helper()
-	return readSection(t, "../docs/reference.md", heading)
 }
 
 // readTable returns the rows of the n-th table whose first column is called so.
@@ -104,7 +105,7 @@ func expectSame(t *testing.T, what string, named, real []string) {
 
 func TestReferenceHasTheWholeConfig(t *testing.T) {
 	t.Parallel()
-	section := readReference(t, "## JSON")
+	section := readSection(t, "caddyfile.md", "JSON")
 	for n, config := range []reflect.Type{reflect.TypeFor[maintenance.Handler](), reflect.TypeFor[maintenance.App]()} {
 		var fields []string
 		for field := range config.Fields() {
@@ -122,10 +123,10 @@ func TestReferenceHasTheWholeConfig(t *testing.T) {
 	}
 
 	for _, test := range []struct{ heading, column, caddyfile, option string }{
-		{"## Directive", "subdirective", ":80 {\n%s\n}\n", "maintenance shop {\n %s\n}"},
-		{"## Global option", "option", "{\n%s\n}\n", "maintenance {\n %s\n}"},
+		{"Directive", "subdirective", ":80 {\n%s\n}\n", "maintenance shop {\n %s\n}"},
+		{"Global option", "option", "{\n%s\n}\n", "maintenance {\n %s\n}"},
 	} {
-		section := readReference(t, test.heading)
+		section := readSection(t, "caddyfile.md", test.heading)
 		refused := refusal(c, fmt.Sprintf(test.caddyfile, fmt.Sprintf(test.option, "nonsense")))
 		known := strings.Split(strings.ReplaceAll(find("maintenance knows (.*?), at ", refused)[0], " and ", ", "), ", ")
 		expectSame(t, test.heading, firstCodes(readTable(t, section, test.column, 1)), known)
@@ -178,7 +179,7 @@ func TestReferenceHasEveryFieldOfTheAnswer(t *testing.T) {
 
 	_, refused, _ := c.request(http.MethodPut, "/maintenance/shop", `{"nonsense": 1}`)
 	known := strings.Split(find("the options are (.*?)\"", refused)[0], ", ")
-	expectSame(t, "options", firstCodes(readTable(t, readReference(t, "### Options"), "option", 1)), known)
+	expectSame(t, "options", firstCodes(readTable(t, readSection(t, "api.md", "Options"), "option", 1)), known)
 
 	remove(t, page) // so that there is an error
 	c.on("shop", `{"message": "Soon.", "reason": "Moving.", "by": "eve@web-1", "retry_after": "1h", "until": "2096-01-31T03:00:00Z", "hold": "1s",
@@ -196,7 +197,7 @@ func TestReferenceHasEveryFieldOfTheAnswer(t *testing.T) {
 	for _, i := range list {
 		instances[i["clock_offset"] != nil] = i
 	}
-	section := readReference(t, "### Answer")
+	section := readSection(t, "api.md", "Answer")
 	for _, test := range []struct {
 		rows     [][]string
 		all      map[string]any
@@ -206,7 +207,7 @@ func TestReferenceHasEveryFieldOfTheAnswer(t *testing.T) {
 	}{
 		{readTable(t, section, "field", 1), all, never, "", []string{"from", "error", "configured"}}, // of a site that is not just on
 		{readTable(t, section, "field", 2), pageOf(all), pageOf(never), "fetched_at", nil},
-		{readTable(t, readReference(t, "### Instances"), "field", 1), instances[true], instances[false], "", nil},
+		{readTable(t, readSection(t, "api.md", "Instances"), "field", 1), instances[true], instances[false], "", nil},
 	} {
 		expectSame(t, "answer", firstCodes(test.rows), append(test.others, slices.Collect(maps.Keys(test.all))...))
 		for _, row := range test.rows {
@@ -261,7 +262,7 @@ func typeOf(value any) string {
 func TestReferenceHasEveryFlag(t *testing.T) {
 	t.Parallel()
 	c := newCaddy(t)
-	rows := readTable(t, readReference(t, "## Command"), "flag", 1)
+	rows := readTable(t, readSection(t, "command.md", "Command"), "flag", 1)
 	for what, args := range map[string][]string{
 		"shows": nil, "on": {"on"}, "off": {"off"}, "run": {"run"}, "page": {"page"}, "instances": {"instances"}, "forget": {"forget"},
 	} {
@@ -282,7 +283,7 @@ func TestReferenceHasEveryFlag(t *testing.T) {
 func TestReferenceHasEveryMetric(t *testing.T) {
 	t.Parallel()
 	c, _ := startSite(t, literal, welcome)
-	rows := readTable(t, readReference(t, "## Metrics"), "name", 1)
+	rows := readTable(t, readSection(t, "monitoring.md", "Metrics"), "name", 1)
 	metrics := func() string {
 		_, text, err := c.request(http.MethodGet, "/metrics", "")
 		if err != nil {
@@ -321,7 +322,7 @@ func TestReferenceHasEveryMetric(t *testing.T) {
 		}
 	}
 	expectSame(t, "metrics", named, find(`(?m)^# TYPE (caddy_maintenance_\w+ \w+)$`, all))
-	section := readReference(t, "## Placeholders")
+	section := readSection(t, "caddyfile.md", "Placeholders")
 	named = slices.Sorted(slices.Values(find(`{(http\.maintenance\.\w+)}`, section)))
 	expectSame(t, "placeholders", slices.Compact(named), find(`"(http\.maintenance\.\w+)"`, readFile(t, "../outcome.go")))
 	values := readTable(t, section, "value", 1)
@@ -374,7 +375,7 @@ func loggedFields(t *testing.T) map[string][]string {
 func TestReferenceHasEveryLogLineAndEvent(t *testing.T) {
 	lines := loggedFields(t)
 	var named []string
-	for _, row := range readTable(t, readReference(t, "## Log"), "logger", 1) {
+	for _, row := range readTable(t, readSection(t, "monitoring.md", "Log"), "logger", 1) {
 		name := codesIn(row[0])[0] + " " + row[1] + " " + codesIn(row[2])[0]
 		named = append(named, name)
 		for _, field := range lines[name] {
@@ -385,7 +386,7 @@ func TestReferenceHasEveryLogLineAndEvent(t *testing.T) {
 	}
 	expectSame(t, "log", named, slices.Collect(maps.Keys(lines)))
 
-	section := readReference(t, "## Events")
+	section := readSection(t, "monitoring.md", "Events")
 	expectSame(t, "events", firstCodes(readTable(t, section, "event", 1)), find(`emitLater\("(\w+)"`, readFile(t, "../notify.go")))
 	expectSame(t, "data of events", firstCodes(readTable(t, section, "data", 1)), find(`"(\w+)": `, readFile(t, "../events.go")))
 }
@@ -416,7 +417,7 @@ func TestReferenceNamesTheTestsOfEachPromise(t *testing.T) {
 		t.Fatal(err)
 	}
 	var promised []string
-	for _, promise := range strings.Split(readReference(t, "## What can be relied on"), "\n### ")[1:] {
+	for _, promise := range strings.Split(readSection(t, "guarantees.md", "What can be relied on"), "\n### ")[1:] {
 		name, text, _ := strings.Cut(promise, "\n")
 		promised = append(promised, name)
 		named := find("`((?:Test|Benchmark)\\w+)`", text)
@@ -453,7 +454,7 @@ func TestReferenceTellsWhatEachClientGets(t *testing.T) {
 
 	clients := blockedClients(t, c, shop)
 	maps.Copy(clients, lastingClients(t, c, shop, upstream))
-	rows := readTable(t, readReference(t, "## What each client gets"), "client", 1)
+	rows := readTable(t, readSection(t, "responses.md", "What each client gets"), "client", 1)
 	var named []string
 	for n, row := range rows {
 		named = append(named, row[0])
@@ -487,7 +488,7 @@ func TestReferenceTellsWhatEachClientGets(t *testing.T) {
 			t.Errorf("%s is in the access log", row[0])
 		}
 	}
-	values := firstCodes(readTable(t, readReference(t, "## Log"), "value", 1))
+	values := firstCodes(readTable(t, readSection(t, "monitoring.md", "Log"), "value", 1))
 	expectSame(t, "values in the access log", values, find(`"maintenance":"(\w+)"`, content))
 }
 

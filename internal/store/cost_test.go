@@ -107,7 +107,7 @@ func (f *followers) follow(name string) time.Duration {
 	}
 }
 
-// What happens is counted for fleets of these sizes. The table in docs/reference.md has been
+// What happens is counted for fleets of these sizes. The table in docs/storage.md has been
 // made with all of them: MAINTENANCE_TEST_COSTS=all go test -v -run Costs ./internal/store
 //
 // G4, G12
