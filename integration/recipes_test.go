@@ -599,33 +599,36 @@ func fieldsOf(t *testing.T, line string) (fields []string) {
 
 func TestRecipeComingFrom(t *testing.T) {
 	t.Parallel()
-	const title = "Coming from Heroku, Kamal or Laravel"
-	r, c := newRecipe(t, "coming-from.md", title)
-	write(t, r.local("/etc/caddy/maintenance.html"), "<!DOCTYPE html>\n<p>{maintenance.message}\n")
-	caddyfile := r.only(c, "caddyfile")
-	r.load(caddyfile)
-	rows := find("(?m)^\\| `.*` \\| (.*) \\|$", readSection(t, "coming-from.md", title))
-	if len(rows) != 17 {
-		t.Errorf("got %d rows", len(rows))
-	}
-	for _, row := range rows {
-		code := strings.Join(find("^`([^`]+)`", row), "")
-		switch {
-		case code == "" && strings.HasPrefix(row, "none: "):
-		case code == "":
-			t.Errorf("neither a command nor none: %s", row)
-		case strings.HasPrefix(code, "caddy maintenance on "):
-			r.must("caddy maintenance off shop")
-			r.must(code)
-			r.expect("caddy maintenance shop", "on\n")
-		case strings.HasPrefix(code, "caddy maintenance off "):
-			r.must(code)
-			r.expect("caddy maintenance shop", "off\n")
-		case strings.HasPrefix(code, "caddy "):
-			r.expect(code, "on\n")
-		default: // a line of the Caddyfile
-			r.load("shop.example.com {\n\tmaintenance shop {\n\t\t" + code + "\n\t}\n}\n")
-			r.load(caddyfile)
+	const page = "coming-from.md"
+	rows := 0
+	for _, title := range []string{"Heroku", "Kamal", "Laravel", "fops-caddy-maintenance"} {
+		r, c := newRecipe(t, page, title)
+		r.do(c.blocks...)
+		caddyfile := r.only(c, "caddyfile")
+		for _, row := range find("(?m)^\\| `.*` \\| (.*) \\|$", readSection(t, page, title)) {
+			rows++
+			code := strings.Join(find("^`([^`]+)`", row), "")
+			switch {
+			case code == "" && strings.HasPrefix(row, "none: "):
+			case code == "":
+				t.Errorf("neither a command nor none: %s", row)
+			case strings.HasPrefix(code, "caddy maintenance on "):
+				r.must("caddy maintenance off shop")
+				r.must(code)
+				r.expect("caddy maintenance shop", "on\n")
+			case strings.HasPrefix(code, "caddy maintenance off "):
+				r.must(code)
+				r.expect("caddy maintenance shop", "off\n")
+			case strings.HasPrefix(code, "caddy "):
+				r.expect(code, "on\n")
+			default: // a line of the Caddyfile
+				if !strings.Contains(caddyfile, "\t"+code+"\n") {
+					t.Errorf("the Caddyfile of %s has no %s", title, code)
+				}
+			}
 		}
+	}
+	if rows != 35 {
+		t.Errorf("got %d rows", rows)
 	}
 }
