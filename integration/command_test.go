@@ -29,7 +29,7 @@ func TestCommandSetsAndClearsEveryOption(t *testing.T) {
 			t.Errorf("%s is %v, want %v", name, answer[name], want)
 		}
 	}
-	since := c.status("shop").Since.Format("2006-01-02 15:04 MST")
+	since := c.status("shop").Since.Format("2006-01-02 15:04:05 MST")
 	c.expect("Enabling maintenance mode for shop... done (was already on since "+since+"), does not end by itself any more\n", strings.Fields(
 		"maintenance on shop --message= --retry-after= --until= --hold= --terminate-after= --secret=")...)
 	expectCode(t, tester, shop.url(), http.StatusServiceUnavailable)

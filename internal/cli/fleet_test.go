@@ -66,7 +66,7 @@ func TestWaitNamesEachInstanceThatIsNotDrained(t *testing.T) {
 	runs(t, "shop --wait 10s", says("shop: web-2 has not confirmed yet\nshop: 2 in flight on web-2\nshop: no word from web-3\ndrained (2 instances)\n"),
 		lists(shopOn), instances(path, time.Second, web1, pending), instances(path, time.Second, web1, at(2)),
 		instances(path, time.Second, web1, at(2), silent), instances(path, time.Second, web1, at(0)))
-	runs(t, "shop --wait 1s", result{"", "shop: not drained in 1s: 1 in flight on web-2; no word from web-3, last heard of 1m ago; maintenance stays on\n", 2},
+	runs(t, "shop --wait 1s", result{"", "shop: not drained in 1s: 1 in flight on web-2; no word from web-3, last heard of 1m1s ago; maintenance stays on\n", 2},
 		lists(shopOn), instances(path, time.Second, web1, at(1), silent))
 }
 

@@ -18,7 +18,7 @@ func TestStatusOfMultipleSitesIsATable(t *testing.T) {
 		"SITE  STATE  SINCE                         FROM                  UNTIL                 IN FLIGHT  HELD  MESSAGE        REASON  BY\n"+
 		"blog  off    2026-01-31 00:30 CET (2h30m)  2026-01-31 05:00 CET  -                     0          0     -              -       -\n"+
 		"shop  off    -                             -                     -                     0          0     -              -       -\n"+
-		"wiki  on     2026-01-31 03:00 CET (0s)     -                     2026-01-31 04:00 CET  3          2     Back at four.  -       -\n"),
+		"wiki  on     2026-01-31 03:00:00 CET (0s)  -                     2026-01-31 04:00 CET  3          2     Back at four.  -       -\n"),
 		lists(strings.Replace(with(wikiOff, `"from":"2026-01-31T04:00:00Z"`), "wiki", "blog", 1), shopOff, with(wiki, `"held":2`)))
 }
 
@@ -42,7 +42,7 @@ func TestDetailsFollowOnATerminal(t *testing.T) {
 			"  hold             30s\n" +
 			"  terminate after  1m\n" +
 			"  bypass secret    set\n" +
-			"  page             https://p/, ok, fetched 2026-01-31 03:00 CET\n"},
+			"  page             https://p/, ok, fetched 2026-01-31 03:00:00 CET\n"},
 		{`{"site":"shop","state":"unknown","instance":"web-1","error":"disk full"}`, "unknown\n" +
 			"  in flight  0 on web-1\n  error      disk full\n  blocked    until its state can be read, or: caddy maintenance off shop\n"},
 		{with(shopOn, `"instance":"web-1","configured":false`), "on\n  since      2026-01-31 02:00 CET (1h0m)\n  in flight  0 on web-1\n"},

@@ -19,7 +19,7 @@ func TestSitesAreSwitchedOn(t *testing.T) {
 	runs(t, "on", says(enabledShop), lists(shopOff), put("shop"))
 	runs(t, "on shop", says(enabledShop), lists(shopOff, wikiOff), put("shop"))
 	runs(t, "on Wiki shop wiki", says(enabledWiki+enabledShop), lists(shopOff, wikiOff), put("wiki"), put("shop"))
-	runs(t, "on --all", says(enabledShop+enablingWiki+"done (was already on since 2026-01-31 03:00 CET)\n"),
+	runs(t, "on --all", says(enabledShop+enablingWiki+"done (was already on since 2026-01-31 03:00:00 CET)\n"),
 		lists(shopOff, wikiOn), put("shop"), patch("wiki"))
 	// By initial_state, and before its record has been read.
 	runs(t, "on", says(enablingWiki+"done (was already on)\n"), lists(`{"site":"wiki","state":"on"}`), patch("wiki"))
@@ -94,7 +94,7 @@ func TestOptionsAreSentAsTheyWereGiven(t *testing.T) {
 func TestSecretIsMadeForEachSite(t *testing.T) {
 	runs(t, "on --all --with-secret --message Soon.", says(
 		enabledShop+"To get in, open /.maintenance/SECRET-1 on the site\n"+
-			enablingWiki+"done (was already on since 2026-01-31 03:00 CET)\nTo get in, open /.maintenance/SECRET-2 on the site\n"),
+			enablingWiki+"done (was already on since 2026-01-31 03:00:00 CET)\nTo get in, open /.maintenance/SECRET-2 on the site\n"),
 		lists(shopOff, wikiOn),
 		exchange{request: `PUT /maintenance/shop {"bypass_secret":"SECRET-1","message":"Soon."}`, answer: shopOn},
 		exchange{request: `PATCH /maintenance/wiki {"bypass_secret":"SECRET-2","message":"Soon."}`, answer: wikiOn})
@@ -110,6 +110,8 @@ func TestEndOfMaintenanceIsSaidBack(t *testing.T) {
 	const done, already = enablingShop + "done", enablingShop + "done (was already on since 2026-01-31 02:00 CET)"
 	const ends = ", ends by itself 2026-01-31 04:00 CET (in 1h0m)\n"
 	runs(t, "on", says(done+ends), lists(shopOff), put("shop", ending(shopOn)))
+	soon := with(shopOn, `"until":"2026-01-31T02:00:14Z"`)
+	runs(t, "on", says(done+", ends by itself 2026-01-31 03:00:14 CET (in 14s)\n"), lists(shopOff), put("shop", soon))
 	runs(t, "on", says(already+ends), lists(shopOn), patch("shop", ending(shopOn)))
 	runs(t, "on", says(already+ends), lists(ending(shopOn)), patch("shop", ending(shopOn)))
 	runs(t, "on", says(already+", does not end by itself any more\n"), lists(ending(shopOn)), patch("shop"))

@@ -5,8 +5,8 @@ import (
 	"time"
 )
 
-// nextTimeOfDay returns the next time, in RFC 3339, that a clock where now is shows a time
-// of day such as 15:04. What is none is returned as it is.
+// nextTimeOfDay returns the next time, in RFC 3339, at which a clock in the time zone of now shows
+// a time of day such as 15:04. It returns any other text unchanged.
 func nextTimeOfDay(text string, now time.Time) string {
 	clock, err := time.Parse("15:04", text)
 	if err != nil {
@@ -22,12 +22,19 @@ func nextTimeOfDay(text string, now time.Time) string {
 	return next.Format(time.RFC3339)
 }
 
-// clockTime is a time as an operator reads it, where now is.
+// secondsMatter is how close to now a time is shown with its seconds.
+const secondsMatter = 10 * time.Minute
+
+// clockTime is a time as an operator reads it, in the time zone of now.
 func clockTime(t, now time.Time) string {
-	if t.IsZero() {
+	switch local := t.In(now.Location()); {
+	case t.IsZero():
 		return "-"
+	case now.Sub(t).Abs() < secondsMatter:
+		return local.Format("2006-01-02 15:04:05 MST")
+	default:
+		return local.Format("2006-01-02 15:04 MST")
 	}
-	return t.In(now.Location()).Format("2006-01-02 15:04 MST")
 }
 
 func sinceWords(t, now time.Time) string {
@@ -37,10 +44,15 @@ func sinceWords(t, now time.Time) string {
 	return " since " + clockTime(t, now)
 }
 
-// roughly is a duration without what is too small to matter.
+// roughly is a duration in minutes, or with its seconds if it is short.
 func roughly(d time.Duration) string {
-	if d >= time.Minute {
-		return strings.TrimSuffix(d.Round(time.Minute).String(), "0s")
+	unit := time.Minute
+	if d < secondsMatter {
+		unit = time.Second
 	}
-	return d.Round(time.Second).String()
+	text := d.Round(unit).String()
+	if strings.HasSuffix(text, "m0s") {
+		text = strings.TrimSuffix(text, "0s")
+	}
+	return text
 }
