@@ -91,6 +91,9 @@ func explain(err error, address string) error {
 		if strings.Contains(err.Error(), "permission denied") {
 			return fmt.Errorf("no permission to open the socket of Caddy's admin API, %s; run this as the user that Caddy runs as, or with sudo (%w)", address, err)
 		}
+		if path, isSocket := strings.CutPrefix(address, "unix/"); isSocket && !strings.HasPrefix(path, "/") {
+			err = fmt.Errorf("%w; an absolute path begins with a second slash: unix//%s", err, path)
+		}
 		if strings.HasPrefix(err.Error(), "performing request:") {
 			return fmt.Errorf("Caddy cannot be reached at %s; start it, or say with --address or --config where its admin API listens (%w)", address, err) //nolint:staticcheck // a name
 		}

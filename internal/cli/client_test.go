@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -14,7 +15,8 @@ func TestWrongCommandLineIsExplained(t *testing.T) {
 		unknown  = `unknown site "nope"; the sites of the running config are: shop, wiki (caddy maintenance --help shows the commands)`
 		multiple = "there are several sites; name one of: shop, wiki"
 		notBoth  = "--all switches every site; name sites or give --all, not both"
-		oneSite  = "this shows one site, or all if none is named; sites are switched with: caddy maintenance on|off <site>"
+		toShow   = "; to show sites, name one site, or none for all"
+		oneSite  = "too many arguments: name one site, or none to show all; to switch sites: caddy maintenance on|off <site>"
 		oneEnd   = "--for and --until both say when maintenance ends; give one of them"
 		oneWay   = "--bypass-secret gives a secret and --with-bypass-secret makes one; give one of them"
 	)
@@ -34,8 +36,14 @@ func TestWrongCommandLineIsExplained(t *testing.T) {
 		},
 		{"on --all shop; off --all wiki", asked, notBoth},
 		{"shop wiki; shop xyz", nil, oneSite},
-		{"forgett web-1", nil, "this shows one site, or all if none is named; did you mean forget?; " + strings.TrimPrefix(oneSite, "this shows one site, or all if none is named; ")},
-		{"on shpo", asked, strings.Replace(strings.Replace(unknown, "nope", "shpo", 1), ";", "; did you mean shop?;", 1)},
+		{"onn shop; onn shop wiki", nil, `unknown command "onn" (did you mean on?)` + toShow},
+		{"forgett web-1", nil, `unknown command "forgett" (did you mean forget?)` + toShow},
+		{"of shop", nil, `unknown command "of" (did you mean off or on?)` + toShow},
+		{"page shop wiki", nil, "too many arguments: page prints the page of one site"},
+		{"instances web-1", nil, "too many arguments: instances takes no arguments"},
+		{"forget", nil, "no instance given; caddy maintenance instances lists them"},
+		{"forget web-1 web-2", nil, "too many arguments: forget takes one instance"},
+		{"on shpo", asked, strings.Replace(strings.Replace(unknown, "nope", "shpo", 1), ";", " (did you mean shop?);", 1)},
 		{"on shop --for 10m --until 15:00; on shop --for 10m --until=", nil, oneEnd},
 		{"on shop --with-secret --secret 0123456789-ABCDEF; on shop --with-bypass-secret --bypass-secret=", nil, oneWay},
 		{"on shop --json", nil, "unknown flag: --json; see caddy maintenance on --help"},
@@ -112,6 +120,38 @@ func TestCaddyThatIsNotRunningIsSaidToBe(t *testing.T) {
 	want := "Error: Caddy cannot be reached at unix/" + socket +
 		"; start it, or say with --address or --config where its admin API listens (performing request: "
 	if !strings.HasPrefix(got.stderr, want) || got.code != 1 {
+		t.Errorf("got %+v", got)
+	}
+}
+
+// G7
+func TestWrongAddressIsExplained(t *testing.T) {
+	const (
+		socket  = "a socket is written as unix/ and its path (for example unix//run/caddy.sock)"
+		port    = "the port is missing (for example localhost:2019)"
+		address = "must be a host and a port, or a socket (for example localhost:2019 or unix//run/caddy.sock)"
+	)
+	for given, want := range map[string]string{
+		"unix:/run/caddy.sock":   socket,
+		"unix:///run/caddy.sock": socket,
+		"unix/":                  socket,
+		"localhost":              port,
+		"http://localhost/":      port,
+		"[::1]":                  port,
+		"2019":                   port,
+		"localhost:2019/":        address,
+		"localhost:http":         address,
+		"localhost:2019-2020":    address,
+		"https://localhost:2019": address,
+		"fd/3":                   address,
+	} {
+		got := newFakeAPI(t).run("maintenance", "shop", "--address", given)
+		if want := fails(fmt.Sprintf("invalid --address %q: %s", given, want)); got != want {
+			t.Errorf("%s got\n%+v, want\n%+v", given, got, want)
+		}
+	}
+	got := newFakeAPI(t).run("maintenance", "--address", "unix/run/caddy.sock")
+	if !strings.Contains(got.stderr, "an absolute path begins with a second slash: unix//run/caddy.sock") || got.code != 1 {
 		t.Errorf("got %+v", got)
 	}
 }

@@ -74,14 +74,26 @@ func setUp(cmd *cobra.Command, env environment) {
 	show.setUp(cmd, show.run)
 	show.addWait(cmd)
 	cmd.Args = func(_ *cobra.Command, args []string) error {
-		if len(args) > 1 {
-			return fmt.Errorf("this shows one site, or all if none is named%s; sites are switched with: caddy maintenance on|off <site>",
-				didYouMean(args[0], commandNames(cmd)))
+		if len(args) <= 1 {
+			return nil
 		}
-		return nil
+		if meant := didYouMean(args[0], commandNames(cmd)); meant != "" {
+			return fmt.Errorf("unknown command %q%s; to show sites, name one site, or none for all", args[0], meant)
+		}
+		return errors.New("too many arguments: name one site, or none to show all; to switch sites: caddy maintenance on|off <site>")
 	}
 	cmd.Flags().BoolVar(&show.json, "json", false, "Print the admin API's answer")
 	cmd.AddCommand(newOnCommand(env), newOffCommand(env), newRunCommand(env), newPageCommand(env), newInstancesCommand(env), newForgetCommand(env))
+}
+
+// atMost refuses more than n arguments, and says what the command takes.
+func atMost(n int, takes string) cobra.PositionalArgs {
+	return func(_ *cobra.Command, args []string) error {
+		if len(args) > n {
+			return errors.New("too many arguments: " + takes)
+		}
+		return nil
+	}
 }
 
 func commandNames(cmd *cobra.Command) (names []string) {
@@ -217,12 +229,30 @@ func (c *call) findAdmin() (err error) {
 	if hasScheme {
 		address = strings.TrimRight(address, "/")
 	}
-	if strings.Contains(address, "://") {
-		return fmt.Errorf("invalid --address %q: the admin API is reached by host and port or a socket (for example localhost:2019 or unix//run/caddy.sock)", c.address)
+	if err := checkAddress(address); err != nil {
+		return fmt.Errorf("invalid --address %q: %w", c.address, err)
 	}
 	c.admin.address, err = caddycmd.DetermineAdminAPIAddress(address, nil, c.config, c.adapter)
 	if err != nil {
 		return fmt.Errorf("finding the address of Caddy's admin API: %w", err)
+	}
+	return nil
+}
+
+// checkAddress returns what is wrong with an address that a user gives for the admin API. Empty
+// means that it was not given.
+func checkAddress(address string) error {
+	parsed, err := caddy.ParseNetworkAddress(address)
+	isTCP, isSocket := strings.HasPrefix(parsed.Network, "tcp"), parsed.Network == "unix"
+	switch {
+	case address == "":
+		return nil
+	case strings.HasPrefix(address, "unix:"), isSocket && parsed.Host == "":
+		return errors.New("a socket is written as unix/ and its path (for example unix//run/caddy.sock)")
+	case err != nil, !isTCP && !isSocket, parsed.PortRangeSize() > 1:
+		return errors.New("must be a host and a port, or a socket (for example localhost:2019 or unix//run/caddy.sock)")
+	case isTCP && parsed.StartPort == 0:
+		return errors.New("the port is missing (for example localhost:2019)")
 	}
 	return nil
 }

@@ -31,7 +31,7 @@ asked, and silent if it has not answered in time. Whether a silent one lets
 requests in is not known. An instance that never reached the storage is not listed.`,
 		Example: `  $ caddy maintenance instances
   $ caddy maintenance instances --json`,
-		Args: cobra.NoArgs,
+		Args: atMost(0, "instances takes no arguments"),
 	}
 	list := &instancesCommand{call: call{environment: env}}
 	list.setUp(cmd, list.run)
@@ -48,10 +48,14 @@ func newForgetCommand(env environment) *cobra.Command {
 Removes the report of an instance that was killed, so that switches do not name it
 as silent any more. Without this, its report is removed after 10 minutes.
 
-An instance that still answers is not forgotten. Be sure that one that does not
-answer has ended: if it only cannot reach the storage, it may still let requests in.`,
-		Example: `  $ caddy maintenance forget web-3`,
-		Args:    cobra.ExactArgs(1),
+Name the instance by its host. If several instances on that host have reports, name
+it by its ID, as caddy maintenance instances lists it.
+
+An instance that still answers is not forgotten. Make sure that a silent one has
+ended: one that has only lost the storage may still let requests in.`,
+		Example: `  $ caddy maintenance forget web-3
+  $ caddy maintenance forget web-3-1a2b3c4d`,
+		Args: atMost(1, "forget takes one instance"),
 	}
 	forget := &forgetCommand{call: call{environment: env}}
 	forget.setUp(cmd, forget.run)
@@ -103,8 +107,8 @@ func (f fleet) writeTable(out io.Writer, now time.Time) error {
 type forgetCommand struct{ call }
 
 func (c *forgetCommand) run(args []string) (int, error) {
-	if args[0] == "" {
-		return 0, errors.New("name an instance; caddy maintenance instances lists them")
+	if len(args) == 0 || args[0] == "" {
+		return 0, errors.New("no instance given; caddy maintenance instances lists them")
 	}
 	fmt.Fprintf(c.stdout, "Forgetting %s... ", args[0])
 	var list []api.Instance

@@ -26,7 +26,7 @@ With --refresh, custom pages are fetched first; if that fails, the command says 
 and exits with status 1.`,
 		Example: `  $ caddy maintenance page shop > page.html
   $ caddy maintenance page shop --refresh`,
-		Args: cobra.MaximumNArgs(1),
+		Args: atMost(1, "page prints the page of one site"),
 	}
 	page := &pageCommand{call: call{environment: env}}
 	page.setUp(cmd, page.run)

@@ -93,17 +93,18 @@ func (c client) find(l listing, name string) (found api.Site, err error) {
 		name, didYouMean(name, siteNames(l.sites)), strings.Join(l.names(), ", "))
 }
 
-// didYouMean suggests which of these names is meant, as cobra suggests commands.
+// didYouMean suggests the names nearest to what was typed, as cobra suggests commands.
 func didYouMean(typed string, names []string) string {
-	all := &cobra.Command{SuggestionsMinimumDistance: 2}
+	all := new(cobra.Command)
 	for _, name := range names {
 		all.AddCommand(&cobra.Command{Use: name, Run: func(*cobra.Command, []string) {}})
 	}
-	near := all.SuggestionsFor(typed)
-	if typed == "" || len(near) == 0 {
-		return ""
+	for all.SuggestionsMinimumDistance = 1; all.SuggestionsMinimumDistance <= 2; all.SuggestionsMinimumDistance++ {
+		if near := all.SuggestionsFor(typed); typed != "" && len(near) > 0 {
+			return fmt.Sprintf(" (did you mean %s?)", strings.Join(near, " or "))
+		}
 	}
-	return fmt.Sprintf("; did you mean %s?", strings.Join(near, " or "))
+	return ""
 }
 
 // several reports whether there are several sites to choose from.
