@@ -81,7 +81,7 @@ func (f *fleetOf) exit(i int) {
 	f.all[i].process = nil
 }
 
-var ages = regexp.MustCompile(`(heard of|since|HEARD OF) .*?( ago|UTC)`)
+var ages = regexp.MustCompile(`(last seen|since|LAST SEEN) .*?( ago|UTC)`)
 
 // run runs a command line at the first instance, and returns what it says, with letters for
 // the names of instances and without times. The site of the fleet is called shop in both.
@@ -116,7 +116,7 @@ func sortWords(text string) string {
 const (
 	enabling  = "Enabling maintenance mode for shop... "
 	disabling = "Disabling maintenance mode for shop... "
-	mayLetIn  = "no word from C, last heard of … ago: it may still let requests in\n2"
+	mayLetIn  = "no word from C, last seen … ago: it may still let requests in\n2"
 )
 
 // What the command says of a fleet of three, A, B and C, when something is the matter with
@@ -133,7 +133,7 @@ func TestSwitchSpeaksForTheFleet(t *testing.T) {
 			{"nothing", func(*fleetOf) {}, "done (3 instances)\n0", "done (3 instances)\n0"},
 			{
 				"it was killed", func(f *fleetOf) { f.all[2].kill() },
-				"done on A, B; " + mayLetIn, "done on A, B; no word from C, last heard of … ago: it may still block requests\n2",
+				"done on A, B; " + mayLetIn, "done on A, B; no word from C, last seen … ago: it may still block requests\n2",
 			},
 			{
 				"it was killed and is back",
@@ -152,7 +152,7 @@ func TestSwitchSpeaksForTheFleet(t *testing.T) {
 			{
 				"it does not have the site any more",
 				func(f *fleetOf) { f.all[2].reload(f.all[2].caddyfile(newSite(f.t, "store", newApp(f.t, welcome)))) },
-				"done on A, B; the config of C does not have the site: nothing keeps requests out there\n2", "done on A, B; the config of C does not have the site\n2",
+				"done on A, B; the config of C does not have the site: nothing blocks requests there\n2", "done on A, B; the config of C does not have the site\n2",
 			},
 			{
 				"its template does not make the name",
@@ -161,7 +161,7 @@ func TestSwitchSpeaksForTheFleet(t *testing.T) {
 					other.template = "store-{host}"
 					f.all[2].reload(f.all[2].caddyfile(other))
 				},
-				"done on A, B; the config of C does not have the site: nothing keeps requests out there\n2", "done on A, B; the config of C does not have the site\n2",
+				"done on A, B; the config of C does not have the site: nothing blocks requests there\n2", "done on A, B; the config of C does not have the site\n2",
 			},
 			{
 				"it has no gate any more",
@@ -355,7 +355,7 @@ func TestDrainedIsSaidOfTheFleet(t *testing.T) {
 				w.await("1 in flight on B")
 				f.all[1].kill()
 				w.end(2, "maintenance stays on")
-				f.wait("12s").end(2, "shop: not drained in 12s: no word from B, last heard of … ago; maintenance stays on")
+				f.wait("12s").end(2, "shop: not drained in 12s: no word from B, last seen … ago; maintenance stays on")
 			}},
 			{"its instance stops, and it ends", func(f *fleetOf) {
 				slow := request(f)
@@ -430,7 +430,7 @@ func TestDrainedIsSaidOfTheFleet(t *testing.T) {
 				w := f.wait("20s")
 				w.await("1 in flight on B")
 				f.all[1].off(f.kind.name)
-				w.end(1, "Error: shop is open: while this waited for it to be drained, it was switched off or its maintenance ended by itself")
+				w.end(1, "Error: shop is open: it was switched off, or its maintenance ended by itself, before it was drained")
 			}},
 		} {
 			t.Run(test.name, func(t *testing.T) {

@@ -17,7 +17,7 @@ import (
 const (
 	ranShop  = "Enabling maintenance mode for shop... done\ndrained\n"
 	reopened = "Disabling maintenance mode for shop... done\n"
-	staysOn  = "shop stays in maintenance; this opens it again: caddy maintenance off shop\n"
+	staysOn  = "shop stays in maintenance; to open it: caddy maintenance off shop\n"
 )
 
 // The command runs while the site is closed, with the streams of the one that runs it; what
@@ -61,7 +61,7 @@ func TestSignalsAreTheCommands(t *testing.T) {
 		{"heeded", "trap 'exit 0' TERM; " + wait, syscall.SIGTERM, output{ranShop + reopened, "", 0}, "off"},
 		{"answered", "trap 'exit 7' INT; " + wait, syscall.SIGINT, output{ranShop, "sh ended with exit status 7; " + staysOn, 7}, "on"},
 		{"not caught", wait, syscall.SIGTERM, output{ranShop, "sh ended with signal: terminated; " + staysOn, 143}, "on"},
-		{"terminal gone", "trap 'exit 0' HUP; " + wait, syscall.SIGHUP, output{ranShop, "SIGHUP came, as it does when the terminal goes; " + staysOn, 129}, "on"},
+		{"terminal gone", "trap 'exit 0' HUP; " + wait, syscall.SIGHUP, output{ranShop, "received SIGHUP: the terminal may be gone; " + staysOn, 129}, "on"},
 	} {
 		c.off("shop")
 		_ = os.Remove(filepath.Join(c.dir, "started"))
@@ -113,7 +113,7 @@ func TestSignalEndsTheWaiting(t *testing.T) {
 
 	// Not drained in time: the site is opened again, and the command not run.
 	got := c.command("maintenance", "run", "shop", "--wait", "500ms", "--", "touch", "ran")
-	if got.code != 2 || !strings.HasSuffix(got.stdout, reopened) || !strings.HasSuffix(got.stderr, "; it is opened again\nthe command was not run\n") {
+	if got.code != 2 || !strings.HasSuffix(got.stdout, reopened) || !strings.HasSuffix(got.stderr, "; opening it again\nthe command was not run\n") {
 		t.Errorf("not drained: got %+v", got)
 	}
 	wantState(t, c, "off")

@@ -1,45 +1,47 @@
-// Package api holds what the admin API and the command share: paths and
-// answers.
+// Package api holds what the admin API and the command share: paths and answers.
 //
-// The JSON of its types is public. A field is never renamed and never changes its
-// meaning. The package does not know how a site gets into its state or how an answer is
-// shown, and imports only the standard library.
+// The JSON of its types is public: no field is ever renamed or changes its meaning. The package
+// does not know how a site gets into its state or how an answer is shown, and imports only the
+// standard library.
 package api
 
 import "time"
 
-// Path is where the admin endpoint answers with all sites, as an array of Site.
+// Path is the path of all sites. The answer is an array of Site.
 const Path = "/maintenance"
 
-// TemplatesHeader is the header of that answer with the names with placeholders of the running
-// config, one in each. Their sites are in the array if they are not off.
+// TemplatesHeader is a header of that answer. It has one value for each name in the running config
+// that has placeholders. A site that gets its name from one is in the array only if it is not off,
+// or is scheduled.
 const TemplatesHeader = "Maintenance-Template"
 
-// SitePath returns the path of one site. Names of sites need no escaping.
+// SitePath returns the path of one site. Site names need no escaping.
 func SitePath(site string) string { return Path + "/" + site }
 
-// InstancesPath is where the instances of the fleet are; under a site's path, as far as the
-// site is concerned.
+// InstancesPath is, under Path, the path of the instances of the fleet. Under a site's path, the
+// answer is about that site.
 const InstancesPath = "/instances"
 
-// PagePath is, under a site's path, where its page is.
+// PagePath is, under a site's path, the path of its page.
 const PagePath = "/page"
 
-// SourceParameter picks one of several pages, by its source.
+// SourceParameter is the query parameter that picks one of several pages by its source.
 const SourceParameter = "source"
 
-// MaxWait is the longest that a GET of a site waits for it to be drained. WaitParameter is
-// the duration in its query.
 const (
-	MaxWait       = 30 * time.Second
+	// WaitParameter is the query parameter that says how long a GET of a site, or of its
+	// instances, waits for the site to be drained.
 	WaitParameter = "wait"
+
+	// MaxWait is the longest duration that it takes.
+	MaxWait = 30 * time.Second
 )
 
 // States of a site.
 const (
 	StateOn      = "on"
 	StateOff     = "off"
-	StateUnknown = "unknown" // what is stored cannot be read; the site is blocked until it can be, or is switched
+	StateUnknown = "unknown" // its state cannot be read; its requests are blocked until it can be, or the site is switched
 )
 
 // Site is one site, as this instance sees it.
@@ -48,65 +50,64 @@ type Site struct {
 	State          string    `json:"state"`
 	Since          time.Time `json:"since,omitzero"` // when the state began; zero if the site was never switched
 	Message        string    `json:"message,omitempty"`
-	Reason         string    `json:"reason,omitempty"`      // for operators
-	By             string    `json:"by,omitempty"`          // who, as the client has said
-	From           time.Time `json:"from,omitzero"`         // when a maintenance begins that is scheduled
-	RetryAfter     string    `json:"retry_after,omitempty"` // a duration, as it was given
-	Until          time.Time `json:"until,omitzero"`
+	Reason         string    `json:"reason,omitempty"`          // for operators; visitors never see it
+	By             string    `json:"by,omitempty"`              // who switched it, as the client says
+	From           time.Time `json:"from,omitzero"`             // when scheduled maintenance begins
+	RetryAfter     string    `json:"retry_after,omitempty"`     // a duration, as it was given
+	Until          time.Time `json:"until,omitzero"`            // when maintenance ends by itself
 	Hold           string    `json:"hold,omitempty"`            // a duration, as it was given
 	TerminateAfter string    `json:"terminate_after,omitempty"` // a duration, as it was given
 	BypassSecret   bool      `json:"bypass_secret"`             // whether one is set
 	Instance       string    `json:"instance"`                  // host name
 	SyncInterval   string    `json:"sync_interval"`             // a duration, or SyncOff
-	InFlight       int64     `json:"in_flight"`
-	Held           int64     `json:"held"`
-	Pages          []Page    `json:"pages"`                // sorted by source
-	Error          string    `json:"error,omitempty"`      // why the state is unknown
-	Configured     *bool     `json:"configured,omitempty"` // false if the site was on when a reload took its directive away
+	InFlight       int64     `json:"in_flight"`                 // requests that were let in and have not ended
+	Held           int64     `json:"held"`                      // requests that wait for maintenance to end
+	Pages          []Page    `json:"pages"`                     // sorted by source
+	Error          string    `json:"error,omitempty"`           // why the state is unknown
+	Configured     *bool     `json:"configured,omitempty"`      // false if the site was on when a reload removed its directive; else absent
 }
 
-// SyncOff is the sync interval of an instance that reads its storage only when it loads a
-// config or switches.
+// SyncOff is the sync interval of an instance that reads the storage only when it loads a config
+// or switches a site.
 const SyncOff = "off"
 
 // States of a page.
 const (
 	PageOK       = "ok"
 	PageStale    = "stale"    // an older copy is shown
-	PageFetching = "fetching" // there is none yet
-	PageFailed   = "failed"   // the default page is shown
+	PageFetching = "fetching" // not fetched yet; the default page is shown
+	PageFailed   = "failed"   // fetching failed; the default page is shown
 )
 
 // Page is one custom page of a site.
 type Page struct {
-	Source       string    `json:"source"` // its URL without secrets, or its file
+	Source       string    `json:"source"` // its URL without userinfo and query, or its file
 	State        string    `json:"state"`
 	FetchedAt    time.Time `json:"fetched_at,omitzero"`
 	Error        string    `json:"error,omitempty"`
-	ShowsMessage bool      `json:"shows_message"` // whether it has a place for the message
+	ShowsMessage bool      `json:"shows_message"` // whether the page that is shown has a place for the message
 }
 
-// Instance is what an instance of the fleet has last said of itself, about a site or about
-// all sites.
+// Instance is the last report of an instance of the fleet, about one site or about all sites.
 type Instance struct {
 	Instance     string    `json:"instance"` // host name
-	ID           string    `json:"id"`       // of this process: the host's name and a random part
+	ID           string    `json:"id"`       // host name and a random part, which is new in each process
 	State        string    `json:"state"`
-	InFlight     int64     `json:"in_flight"` // on the site, or on all sites that are not off
+	InFlight     int64     `json:"in_flight"` // of the site, or of all sites that are not off
 	Held         int64     `json:"held"`
-	Seen         time.Time `json:"seen"`                   // when it was last heard of
+	Seen         time.Time `json:"seen"`                   // when it last reported
 	SyncInterval string    `json:"sync_interval"`          // a duration, or SyncOff
-	ClockOffset  string    `json:"clock_offset,omitempty"` // how far its clock is ahead of this instance's, if by more than 30 s
-	Drained      bool      `json:"drained"`                // the site is closed there and nothing is in flight
+	ClockOffset  string    `json:"clock_offset,omitempty"` // how far its clock is ahead (or behind: "-1m0s"), if by more than 30 s
+	Drained      bool      `json:"drained"`                // it blocks the site's requests, and none is in flight
 }
 
-// The states of an instance.
+// States of an instance.
 const (
-	InstanceConfirmed = "confirmed" // has applied everything that was stored before it was asked
+	InstanceConfirmed = "confirmed" // has applied everything that was stored before the request
 	InstancePending   = "pending"   // has not answered yet
-	InstanceSilent    = "silent"    // has not answered in time; it may still let requests in
+	InstanceSilent    = "silent"    // has not answered in time, and may still let requests in
 	InstanceStopping  = "stopping"  // is about to exit
-	InstanceAbsent    = "absent"    // its config does not have the site
+	InstanceAbsent    = "absent"    // has a config without the site
 )
 
 // Error is the answer to every request that fails.

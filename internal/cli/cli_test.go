@@ -27,8 +27,8 @@ type exchange struct {
 	takes    time.Duration
 }
 
-// runs has a command line done, without the maintenance that it begins with. It must make
-// these requests, and end like that.
+// runs tries a command line, written without "maintenance". It must make the requests of the
+// script and have the wanted result.
 func runs(t *testing.T, line string, want result, script ...exchange) {
 	t.Helper()
 	f := newFakeAPI(t, script...)
@@ -39,19 +39,19 @@ func runs(t *testing.T, line string, want result, script ...exchange) {
 	f.close()
 }
 
-// fakeAPI is an admin API that answers from a script, and the clock that the command
-// lines go by. The script must be followed to its end.
+// fakeAPI is an admin API that answers from a script, and the clock of the command lines. The
+// script must be followed to its end.
 type fakeAPI struct {
 	t        *testing.T
 	address  string
 	script   []exchange
 	clock    atomic.Int64 // nanoseconds since typed
-	secrets  []string     // that have been made
+	secrets  []string     // generated ones
 	terminal bool
 	close    func()
 }
 
-// typed is when a command line is.
+// typed is when a command line is entered.
 var typed = time.Date(2026, 1, 31, 3, 0, 0, 1_234_567, time.FixedZone("CET", 3600))
 
 func newFakeAPI(t *testing.T, script ...exchange) *fakeAPI {
@@ -108,12 +108,12 @@ func (f *fakeAPI) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 
 func (f *fakeAPI) now() time.Time { return typed.Add(time.Duration(f.clock.Load())) }
 
-// plain has what is another one each time replaced.
+// plain replaces what differs each time.
 func (f *fakeAPI) plain(text string) string {
 	for i, secret := range f.secrets {
 		text = strings.ReplaceAll(text, secret, fmt.Sprintf("SECRET-%d", i+1))
 	}
-	text = strings.NewReplacer(`"by":"eve@web-1",`, "", `"by":"eve@web-1"`, "").Replace(text) // as every PUT says
+	text = strings.NewReplacer(`"by":"eve@web-1",`, "", `"by":"eve@web-1"`, "").Replace(text) // which every PUT has
 	return strings.ReplaceAll(text, f.address, "ADDRESS")
 }
 
@@ -123,7 +123,7 @@ type result struct {
 	code           int
 }
 
-// run has a command line done, without the caddy that it begins with.
+// run runs a command line, given without "caddy".
 func (f *fakeAPI) run(args ...string) result {
 	var stdout, stderr bytes.Buffer
 	root := &cobra.Command{Use: "caddy", SilenceUsage: true}
@@ -141,10 +141,10 @@ func (f *fakeAPI) run(args ...string) result {
 	return result{f.plain(stdout.String()), f.plain(stderr.String()), code}
 }
 
-// says is how a command line ends that succeeds.
+// says is the result of a command line that succeeds.
 func says(stdout string) result { return result{stdout: stdout} }
 
-// fails is how one ends that has done nothing.
+// fails is the result of one that fails before it does anything.
 func fails(message string) result { return result{stderr: "Error: " + message + "\n", code: 1} }
 
 const (
@@ -160,7 +160,7 @@ func lists(sites ...string) exchange {
 	return exchange{request: "GET /maintenance", answer: "[" + strings.Join(sites, ",") + "]"}
 }
 
-// listsTenants is the same where sites have their names from a placeholder.
+// listsTenants is the same if sites get their names from a placeholder.
 func listsTenants(sites ...string) exchange {
 	answer := lists(sites...)
 	answer.template = "{host}"
@@ -186,26 +186,26 @@ func switches(method, site, body string, answer []string) exchange {
 // with is a site with more fields.
 func with(site, fields string) string { return strings.TrimSuffix(site, "}") + "," + fields + "}" }
 
-// waits is a request that waits, and finds so many in flight when that has taken so long.
+// waits is a request that waits this long, and then finds this many in flight.
 func waits(query string, takes time.Duration, inFlight int) exchange {
 	site, wait, _ := strings.Cut(query, "?")
 	return instances(site+"/instances?"+wait, takes, instance("web-1", "confirmed", inFlight))
 }
 
-// instances is a request for what the instances say.
+// instances is a request for the reports of instances.
 func instances(query string, takes time.Duration, list ...string) exchange {
 	return exchange{request: "GET /maintenance/" + query, answer: "[" + strings.Join(list, ",") + "]", takes: takes}
 }
 
-// instance is what one of them says, which was heard of a minute ago.
+// instance is the report of one, last seen a minute ago.
 func instance(host, state string, inFlight int) string {
 	drained := inFlight == 0 && (state == "confirmed" || state == "stopping")
 	return fmt.Sprintf(`{"instance":%q,"id":%q,"state":%q,"in_flight":%d,"drained":%t,"seen":"2026-01-31T01:59:00Z","sync_interval":"2s"}`,
 		host, host+"-1", state, inFlight, drained)
 }
 
-// unscripted is the answer to what every switch asks at the end, where a script says nothing
-// else: there is one instance, and the site is on.
+// unscripted is the answer to what every switch asks at the end, unless a script has another one:
+// there is one instance, and the site is on.
 func unscripted(request string) string {
 	switch {
 	case strings.HasSuffix(request, "/instances"):

@@ -19,8 +19,8 @@ import (
 // client sends requests to the admin API.
 type client struct{ address string }
 
-// instances returns the instances of the fleet, as far as a site is concerned: at once, or
-// when all are drained, within the time to wait.
+// instances returns what the instances of the fleet say about a site. If wait is above zero, it
+// returns when all are drained, or after that time.
 func (c client) instances(site string, wait time.Duration) (list []api.Instance, err error) {
 	uri := api.SitePath(site) + api.InstancesPath
 	if wait > 0 {
@@ -46,7 +46,7 @@ func (c client) do(method, uri string, header http.Header, body map[string]any, 
 		}
 		reader = bytes.NewReader(encoded)
 	}
-	// Each request has a connection of its own, which nothing else would close.
+	// AdminAPIRequest makes a transport for each request, and nothing would close its connection.
 	header = header.Clone()
 	if header == nil {
 		header = make(http.Header)
@@ -66,8 +66,8 @@ func (c client) do(method, uri string, header http.Header, body map[string]any, 
 	return response.Header, nil
 }
 
-// wasCut reports whether the admin endpoint has closed the connection before it answered, as that
-// of a config does which is being replaced.
+// wasCut reports whether the admin endpoint closed the connection before it answered. A reload
+// does that when it replaces the endpoint.
 func wasCut(err error) bool {
 	return err != nil && (strings.HasSuffix(err.Error(), "EOF") || strings.HasSuffix(err.Error(), "connection reset by peer"))
 }

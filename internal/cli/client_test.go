@@ -7,18 +7,22 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/caddyserver/caddy/v2"
+
+	"example.com/caddy-maintenance/internal/site"
 )
 
 // G7
 func TestWrongCommandLineIsExplained(t *testing.T) {
 	const (
-		unknown  = `unknown site "nope"; the sites of the running config are: shop, wiki (caddy maintenance --help shows the commands)`
+		unknown  = `unknown site "nope"; the sites of the running config are: shop, wiki (for commands, see caddy maintenance --help)`
 		multiple = "there are several sites; name one of: shop, wiki"
 		notBoth  = "--all switches every site; name sites or give --all, not both"
 		toShow   = "; to show sites, name one site, or none for all"
 		oneSite  = "too many arguments: name one site, or none to show all; to switch sites: caddy maintenance on|off <site>"
-		oneEnd   = "--for and --until both say when maintenance ends; give one of them"
-		oneWay   = "--bypass-secret gives a secret and --with-bypass-secret makes one; give one of them"
+		oneEnd   = "--for and --until both say when maintenance ends; give only one of them"
+		oneWay   = "--bypass-secret sets a secret and --with-bypass-secret generates one; give only one of them"
 	)
 	asked := []exchange{lists(shopOff, wikiOn)}
 	for _, test := range []struct {
@@ -32,7 +36,7 @@ func TestWrongCommandLineIsExplained(t *testing.T) {
 		{
 			"shop --wait 1s",
 			[]exchange{lists(shopOff), {request: "GET /maintenance/shop", answer: shopOff, takes: time.Second}},
-			"shop is not in maintenance, its state is still off after 1s",
+			"shop is not in maintenance: its state is still off after 1s",
 		},
 		{"on --all shop; off --all wiki", asked, notBoth},
 		{"shop wiki; shop xyz", nil, oneSite},
@@ -54,31 +58,38 @@ func TestWrongCommandLineIsExplained(t *testing.T) {
 			runs(t, line, fails(test.want), test.script...)
 		}
 	}
-	const secretRule = "--bypass-secret: what is given does not fit, 16 to 128 of A-Z a-z 0-9 - _ are accepted"
 	for _, test := range []struct{ flag, values, want string }{
-		{"--message", "a\u202eb", "--message: a control character (U+202E) given, one line of plain text is accepted"},
-		{"--retry-after", "bad", `--retry-after: "bad" given, a duration of at least 1s is accepted, such as "90s", "1.5h" or "1d"`},
-		{
-			"--until", "bad", `--until: "bad" given, a time as in RFC 3339 is accepted, such as 2026-01-31T03:00:00Z; ` +
-				`a time of day such as 15:04 is accepted too, and --for takes a duration`,
-		},
-		{"--hold", "bad", `--hold: "bad" given, a duration above zero of at most 5m0s is accepted, such as "30s"`},
-		{"--terminate-after", "bad", `--terminate-after: "bad" given, a duration above zero is accepted, such as "30s"`},
-		{"--secret", "bad", secretRule},
-		{"--for", "soon 0s -1m", `--for: "VALUE" given, a duration above zero is accepted, such as 30m`},
-		{"--wait", "soon 0s -1s", `--wait: "VALUE" given, a duration above zero is accepted, such as 30s`},
+		{"--for", "soon 0s -1m", `--for: invalid value "VALUE": must be a duration above zero (for example 30m)`},
+		{"--wait", "soon 0s -1s", `--wait: invalid value "VALUE": must be a duration above zero (for example 30s)`},
 	} {
 		for value := range strings.FieldsSeq(test.values) {
 			runs(t, "on shop "+test.flag+" "+value, fails(strings.ReplaceAll(test.want, "VALUE", value)))
 		}
 	}
-	runs(t, "shop --wait=", fails(`--wait: "" given, a duration above zero is accepted, such as 30s`))
+	runs(t, "shop --wait=", fails(`--wait: invalid value "": must be a duration above zero (for example 30s)`))
+}
+
+func TestInvalidOptionIsExplained(t *testing.T) {
+	const timeOfDay = "; or give a time of day (for example 15:04)"
+	parser := site.Parser{Durations: caddy.ParseDuration, Now: typed}
+	for _, test := range []struct{ flag, option, value, hint string }{
+		{"--message", "message", "a\u202eb", ""},
+		{"--retry-after", "retry_after", "bad", ""},
+		{"--from", "from", "bad", timeOfDay},
+		{"--until", "until", "bad", timeOfDay + ", or a duration with --for"},
+		{"--hold", "hold", "bad", ""},
+		{"--terminate-after", "terminate_after", "bad", ""},
+		{"--bypass-secret", "bypass_secret", "bad", ""},
+	} {
+		want := fmt.Sprintf("%s: %v%s", test.flag, parser.Check(test.option, test.value), test.hint)
+		runs(t, "on shop "+test.flag+" "+test.value, fails(want))
+	}
 }
 
 // G7
 func TestFailedRequestIsExplained(t *testing.T) {
-	const none = "no site of the running config can be switched; " +
-		`add a directive such as "maintenance shop" to a site block and reload Caddy`
+	const none = "the running config has no maintenance directive; " +
+		"add one to a site block (for example maintenance shop) and reload Caddy"
 	const absent = "the Caddy at ADDRESS was built without the maintenance module; `caddy list-modules` shows what a Caddy was built with"
 	for answer, want := range map[string]string{
 		"[]":                                    none,
@@ -124,7 +135,6 @@ func TestCaddyThatIsNotRunningIsSaidToBe(t *testing.T) {
 	}
 }
 
-// G7
 func TestWrongAddressIsExplained(t *testing.T) {
 	const (
 		socket  = "a socket is written as unix/ and its path (for example unix//run/caddy.sock)"

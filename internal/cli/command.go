@@ -1,12 +1,13 @@
-// Package cli is the command, caddy maintenance: it shows sites and their pages, switches
-// them, waits for them to be drained, and runs commands meanwhile.
+// Package cli is the command caddy maintenance. It shows sites and their pages, switches sites,
+// waits until they are drained, and runs commands meanwhile.
 //
-// What it says on standard output where that is no terminal, and its exit status (0, 1 for
-// what failed, 2 for what not every instance has confirmed, or is not drained in time, that
-// of the command with run), are for people and scripts alike and do not change between
-// versions without a word in the changelog. It knows a site only by
-// what the admin API answers (internal/api); of Caddy it uses what every command uses,
-// and nothing of the module that it switches.
+// Scripts may rely on its exit status and, where standard output is not a terminal, on what it
+// prints there. Neither changes without a note in the changelog. The exit status is 0; 1 if
+// something failed; 2 if an instance has not confirmed a switch or a site was not drained in
+// time; with run, that of the command.
+//
+// The package knows sites only from the answers of the admin API (internal/api). It uses the
+// parts of Caddy that every command uses, and nothing of the handler or the app.
 package cli
 
 import (
@@ -35,11 +36,11 @@ func Command() caddycmd.Command {
 		Usage: "[<site>] [--json] [--wait <duration>] [--address <interface>] [--config <path> [--adapter <name>]]",
 		Short: "Shows and switches the maintenance mode of sites",
 		Long: `
-Shows whether a site is in maintenance: on, off or unknown. Without a site it
-shows the only one there is, or all of them in a table.
+Shows whether a site is in maintenance: on, off or unknown. If you name no
+site, it shows the only one, or all of them in a table.
 
-While a site is in maintenance, Caddy answers its requests with a 503 and a
-page; nothing about the app behind Caddy changes:
+While a site is in maintenance, Caddy answers its requests with status 503 and a
+page. Nothing changes about the app behind Caddy:
 
 	$ caddy maintenance on shop --message "Back at three."
 	Enabling maintenance mode for shop... done
@@ -48,27 +49,27 @@ page; nothing about the app behind Caddy changes:
 	$ caddy maintenance off shop
 	Disabling maintenance mode for shop... done
 
-On a terminal, the rest that is known of the site follows: since when, until when,
-who has closed it and why, what is in flight.
+On a terminal, details follow: since when and until when the site is in
+maintenance, who switched it and why, and how many requests are in flight.
 
-The sites are those that the running config has a maintenance directive for. If a
-directive has placeholders, such as {host}, each of their values is a site. The
-table has it while it is not off, or is scheduled. It can be switched whether or not anybody has
-asked for it yet, so that a misspelled name is a site, too.
+The sites are those that the maintenance directives of the running config name. If
+a name has a placeholder, such as {host}, each of its values is a site. You can
+switch such a site before its first request, so a misspelled name is not an error.
+The table shows it only while it is on, unknown or scheduled.
 
-With --wait the command waits for the site to be on, and returns when it is
-drained, that is, when no request that was let in before is still in flight on any
-instance. It exits with status 2 if that takes longer than the time given.
+With --wait, the command waits until the site is on, and then until it is drained:
+no request that was let in before is still in flight on any instance. If this takes
+longer than the time you give, the command exits with status 2.
 
-With --json it prints the admin API's answer: one site if a site is named,
-else an array.`,
+With --json, the command prints the admin API's answer: one site if you name it,
+an array otherwise.`,
 		CobraFunc: func(cmd *cobra.Command) {
 			setUp(cmd, environment{now: time.Now, by: claimedBy, isTerminal: isTerminal})
 		},
 	}
 }
 
-// setUp makes cmd the command that shows, with those that switch below it.
+// setUp makes cmd the command that shows sites, and adds its subcommands.
 func setUp(cmd *cobra.Command, env environment) {
 	show := &statusCommand{call: call{environment: env}}
 	show.setUp(cmd, show.run)
@@ -108,21 +109,25 @@ func newOnCommand(env environment) *cobra.Command {
 		Use:   "on [<site>...] [--all]",
 		Short: "Puts sites into maintenance",
 		Long: `
-Puts sites into maintenance. Once this says done, no new request gets through any
-instance on the storage; with --wait it returns when those that were let in before
-have ended too. It says how many instances there are if there are several. If one
-has not confirmed, it says which, and exits with status 2.
+Puts sites into maintenance. When this prints done, no instance on the storage lets
+new requests in. If an instance has not confirmed, the command names it and exits
+with status 2. With --wait, the command also waits until the sites are drained: the
+requests that were let in before have ended.
 
-With --from they stay open until then, and every instance closes them by its own
-clock. The app can announce it; see {http.maintenance.from} in the reference.
+With --from, the sites stay open until that time. Each instance then closes them by
+its own clock. The app can announce it; see {http.maintenance.from} in the
+reference.
 
-If a site is already in maintenance, or scheduled, only the options you give
-change. An empty value clears an option. What is scheduled begins now if you clear
---from, or give no option at all; other options alone are refused.`,
+If a site is already in maintenance, only the options you give change. An empty
+value clears an option.
+
+If a site is scheduled, its maintenance begins now if you give no option, or an
+empty --from. To change what is scheduled, give --from with a time.`,
 		Example: `  $ caddy maintenance on shop --wait 30s
   $ caddy maintenance on shop --message "Back at three." --until 15:00
   $ caddy maintenance on shop --for 20m
   $ caddy maintenance on shop --from 02:00 --for 1h --reason "New disks."
+  $ caddy maintenance on shop --with-bypass-secret
   $ caddy maintenance on --all`,
 	}
 	on := &onCommand{call: call{environment: env}, flags: cmd.Flags()}
@@ -138,9 +143,9 @@ func newOffCommand(env environment) *cobra.Command {
 		Use:   "off [<site>...] [--all]",
 		Short: "Takes sites out of maintenance",
 		Long: `
-Takes sites out of maintenance, or calls off what is scheduled. Once this says done, requests get through every
-instance on the storage again. If one has not confirmed, it says which, and exits
-with status 2.`,
+Takes sites out of maintenance, or cancels what is scheduled. When this prints done,
+every instance on the storage lets requests in again. If an instance has not
+confirmed, the command names it and exits with status 2.`,
 		Example: `  $ caddy maintenance off shop
   $ caddy maintenance off --all`,
 	}
@@ -153,10 +158,10 @@ with status 2.`,
 
 const allUsage = "Switch all sites of the running config"
 
-// environment is what a command has from the system.
+// environment is what a command gets from the system.
 type environment struct {
 	now func() time.Time
-	by  func() string // who runs it
+	by  func() string // who runs the command
 
 	isTerminal func(stream any) bool
 }
@@ -175,15 +180,15 @@ type call struct {
 
 	stdout, stderr io.Writer
 	admin          client
-	wait           time.Duration // how long to wait for sites to be drained; 0: not at all
+	wait           time.Duration // how long to wait for sites to be drained; 0 means not at all
 }
 
-// exitIncomplete is the exit status where an instance has not confirmed a switch, or a site
-// was not drained in time.
+// exitIncomplete is the exit status if an instance has not confirmed a switch, or a site was not
+// drained in time.
 const exitIncomplete = 2
 
-// setUp adds the flags that all commands have, and makes run what cmd does. It takes the
-// names of sites and returns the exit status; an error exits with 1.
+// setUp adds the flags that all commands have, and sets the function that cmd runs. That takes the
+// arguments and returns the exit status; an error exits with 1.
 func (c *call) setUp(cmd *cobra.Command, run func(args []string) (status int, err error)) {
 	flags := cmd.Flags()
 	flags.StringVar(&c.address, "address", "", "Address of the administration API listener, if not the default or from the config")
@@ -201,7 +206,7 @@ func (c *call) setUp(cmd *cobra.Command, run func(args []string) (status int, er
 		if err != nil || status == 0 {
 			return err
 		}
-		cmd.SilenceErrors = true // what there is to say has been said
+		cmd.SilenceErrors = true // run has printed them
 		if status == 1 {
 			return errors.New("exiting with status 1") // Caddy takes 1 without an error for success
 		}
@@ -210,7 +215,7 @@ func (c *call) setUp(cmd *cobra.Command, run func(args []string) (status int, er
 }
 
 func (c *call) addWait(cmd *cobra.Command) {
-	cmd.Flags().StringVar(&c.waitText, "wait", "", "Wait this long for requests in flight to end, such as 30s")
+	cmd.Flags().StringVar(&c.waitText, "wait", "", "Wait at most this long until no request is in flight, such as 30s")
 }
 
 // begin reads the flags that all commands have.
@@ -218,7 +223,7 @@ func (c *call) begin(cmd *cobra.Command) (err error) {
 	c.stdout, c.stderr = cmd.OutOrStdout(), cmd.ErrOrStderr()
 	if cmd.Flags().Changed("wait") {
 		if c.wait, err = caddy.ParseDuration(c.waitText); err != nil || c.wait <= 0 {
-			return fmt.Errorf("--wait: %q given, a duration above zero is accepted, such as 30s", c.waitText)
+			return fmt.Errorf("--wait: invalid value %q: must be a duration above zero (for example 30s)", c.waitText)
 		}
 	}
 	return c.findAdmin()

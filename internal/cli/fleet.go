@@ -11,18 +11,18 @@ import (
 )
 
 const (
-	// pollInterval is how often it is looked whether all have confirmed.
+	// pollInterval is how often the command asks whether all instances have confirmed.
 	pollInterval = 250 * time.Millisecond
 
-	// leavingPatience is how long a switch waits for an instance to go that is stopping.
+	// leavingPatience is how long a switch waits for an instance that is stopping.
 	leavingPatience = 5 * time.Second
 )
 
 // fleet is what the instances have said about a site.
 type fleet struct {
 	list    []api.Instance
-	own     string // the instance that has answered, if it knows of no other
-	failure error  // why it does not
+	own     string // the instance that answered, if it could not ask the others
+	failure error  // why it could not
 }
 
 func isPending(i api.Instance) bool   { return i.State == api.InstancePending }
@@ -32,7 +32,7 @@ func isDrained(i api.Instance) bool   { return i.Drained }
 
 func (f fleet) some(is func(api.Instance) bool) bool { return slices.ContainsFunc(f.list, is) }
 
-// split parts the instances by what holds for them.
+// split separates the instances for which something holds from the others.
 func (f fleet) split(is func(api.Instance) bool) (yes, no []api.Instance) {
 	for _, i := range f.list {
 		if is(i) {
@@ -44,8 +44,7 @@ func (f fleet) split(is func(api.Instance) bool) (yes, no []api.Instance) {
 	return yes, no
 }
 
-// done says on which instances the site has the state wanted, and which have not confirmed
-// that.
+// done says which instances have confirmed the switch, and which have not.
 func (f fleet) done(after api.Site, note string, now time.Time) (words string, incomplete bool) {
 	confirmed, others := f.split(isConfirmed)
 	var notes []string
@@ -64,12 +63,12 @@ func (f fleet) done(after api.Site, note string, now time.Time) (words string, i
 		words += " (" + strings.Join(notes, "; ") + ")"
 	}
 	if f.failure != nil {
-		words += "; what other instances do is not known: " + f.failure.Error()
+		words += "; the state of the other instances is unknown: " + f.failure.Error()
 	}
 	risk, closes := "it may still let requests in", true
 	switch {
 	case !after.From.IsZero():
-		risk = "it may not close then"
+		risk = "it may not close on time"
 	case after.State == api.StateOff:
 		risk, closes = "it may still block requests", false
 	}
@@ -77,15 +76,15 @@ func (f fleet) done(after api.Site, note string, now time.Time) (words string, i
 		words += "; " + f.trouble(i)
 		switch {
 		case i.State == api.InstanceSilent:
-			words += lastHeard(i, now) + ": " + risk
+			words += lastSeen(i, now) + ": " + risk
 		case i.State == api.InstanceAbsent && closes:
-			words += ": nothing keeps requests out there"
+			words += ": nothing blocks requests there"
 		}
 	}
 	return words, len(others) > 0 || f.failure != nil
 }
 
-// count is the number of instances, nothing if there is only one.
+// count is the number of instances, or nothing if there is only one.
 func (f fleet) count() []string {
 	if len(f.list) < 2 {
 		return nil
@@ -93,8 +92,7 @@ func (f fleet) count() []string {
 	return []string{fmt.Sprintf("%d instances", len(f.list))}
 }
 
-// trouble says what is the matter with an instance that is not drained, or has not
-// confirmed.
+// trouble says why an instance is not drained, or has not confirmed.
 func (f fleet) trouble(i api.Instance) string {
 	name := f.name(i)
 	switch i.State {
@@ -110,24 +108,24 @@ func (f fleet) trouble(i api.Instance) string {
 	return fmt.Sprintf("%d in flight on %s", i.InFlight, name)
 }
 
-func lastHeard(i api.Instance, now time.Time) string {
-	return ", last heard of " + roughly(max(0, now.Sub(i.Seen))) + " ago"
+func lastSeen(i api.Instance, now time.Time) string {
+	return ", last seen " + roughly(max(0, now.Sub(i.Seen))) + " ago"
 }
 
-// troubles says what is the matter with several of them.
+// troubles is trouble for several instances.
 func (f fleet) troubles(list []api.Instance, now time.Time) string {
 	var words []string
 	for _, i := range list {
 		trouble := f.trouble(i)
 		if i.State == api.InstanceSilent {
-			trouble += lastHeard(i, now)
+			trouble += lastSeen(i, now)
 		}
 		words = append(words, trouble)
 	}
 	return strings.Join(words, "; ")
 }
 
-// name is the host's name, or the whole one if there are several instances on the host.
+// name is the host name of an instance, or its ID if there are several on the host.
 func (f fleet) name(i api.Instance) string {
 	for _, other := range f.list {
 		if other.Instance == i.Instance && other.ID != i.ID {
@@ -137,7 +135,7 @@ func (f fleet) name(i api.Instance) string {
 	return i.Instance
 }
 
-// maxNames is how many instances are named that all is well with.
+// maxNames is how many instances are named if all is well. More are counted.
 const maxNames = 5
 
 func (f fleet) names(list []api.Instance) string {
@@ -159,7 +157,7 @@ func (f fleet) warnOfClocks(out io.Writer) {
 			if by != i.ClockOffset {
 				ahead = "behind"
 			}
-			fmt.Fprintf(out, "warning: the clock of %s is %s %s this instance's; each instance ends a maintenance by its own\n", f.name(i), by, ahead)
+			fmt.Fprintf(out, "warning: the clock of %s is %s %s this instance's; each instance begins and ends maintenance by its own clock\n", f.name(i), by, ahead)
 		}
 	}
 }

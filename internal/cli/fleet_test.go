@@ -6,8 +6,8 @@ import (
 	"time"
 )
 
-// What is said of a switch when the instances have said this. The last of them counts: until
-// none is pending, they are asked again.
+// What a switch prints for these reports of the instances. They are asked until none is pending,
+// and the last reports count.
 func TestSwitchIsDoneWhenTheFleetIs(t *testing.T) {
 	const (
 		path  = "shop/instances"
@@ -20,14 +20,14 @@ func TestSwitchIsDoneWhenTheFleetIs(t *testing.T) {
 	for want, script := range map[string][]exchange{
 		"done\n0":               {instances(path, 0, web1)},
 		"done (2 instances)\n0": {instances(path, 0, web1, pending), instances(path, 0, web1, busy2)},
-		"done on web-1, web-2; no word from web-3, last heard of 1m ago" + maybe + "2":                   {instances(path, 0, web1, pending, silent), instances(path, 0, web1, web2, silent)},
-		"done on 6 instances; no word from web-3, last heard of 1m ago" + maybe + "2":                    {instances(path, 0, append(many, silent)...)},
-		"done on web-1; the config of web-3 does not have the site: nothing keeps requests out there\n2": {instances(path, 0, web1, absent)},
+		"done on web-1, web-2; no word from web-3, last seen 1m ago" + maybe + "2":                    {instances(path, 0, web1, pending, silent), instances(path, 0, web1, web2, silent)},
+		"done on 6 instances; no word from web-3, last seen 1m ago" + maybe + "2":                     {instances(path, 0, append(many, silent)...)},
+		"done on web-1; the config of web-3 does not have the site: nothing blocks requests there\n2": {instances(path, 0, web1, absent)},
 		"done on web-1; web-2 is stopping, 1 in flight\n2": {
 			instances(path, 4*time.Second, web1, instance("web-2", "stopping", 1)),
 			instances(path, 2*time.Second, web1, instance("web-2", "stopping", 1)),
 		},
-		"done on web-1; what other instances do is not known: the storage is down\n2": {
+		"done on web-1; the state of the other instances is unknown: the storage is down\n2": {
 			{request: "GET /maintenance/" + path, answer: `503 {"error":"the storage is down"}`},
 		},
 	} {
@@ -38,27 +38,27 @@ func TestSwitchIsDoneWhenTheFleetIs(t *testing.T) {
 		}
 		f.close()
 	}
-	runs(t, "off", result{disablingShop + "done on web-1; no word from web-3, last heard of 1m ago: it may still block requests\n", "", 2},
+	runs(t, "off", result{disablingShop + "done on web-1; no word from web-3, last seen 1m ago: it may still block requests\n", "", 2},
 		lists(shopOn), del("shop"), instances(path, 0, web1, silent), exchange{request: "GET /maintenance/shop", answer: shopOff})
 	runs(t, "on", says(enablingShop+"done (2 instances; was already on since 2026-01-31 02:00 CET)\n"),
 		lists(shopOn), patch("shop"), instances(path, 0, web1, web2))
 	// Two processes on one host are told apart.
 	twin := strings.Replace(silent, `"instance":"web-3"`, `"instance":"web-1"`, 1)
-	runs(t, "on", result{enablingShop + "done on web-1-1; no word from web-3-1, last heard of 1m ago" + maybe, "", 2},
+	runs(t, "on", result{enablingShop + "done on web-1-1; no word from web-3-1, last seen 1m ago" + maybe, "", 2},
 		lists(shopOff), put("shop"), instances(path, 0, web1, twin))
 	// Somebody else was faster.
-	runs(t, "on", result{enablingShop + "failed\n", "Error: shop is off again: somebody has switched it, or its time was over, before every instance had confirmed\n", 1},
+	runs(t, "on", result{enablingShop + "failed\n", "Error: shop is off again: somebody switched it, or its maintenance ended by itself, before every instance had confirmed\n", 1},
 		lists(shopOff), put("shop"), instances(path, 0, web1, web2), exchange{request: "GET /maintenance/shop", answer: shopOff})
 	// A clock that is off is a warning.
 	for offset, words := range map[string]string{"1h0m0s": "1h0m0s ahead of", "-45s": "45s behind"} {
 		runs(t, "on", result{
 			enablingShop + "done (2 instances)\n",
-			"warning: the clock of web-2 is " + words + " this instance's; each instance ends a maintenance by its own\n", 0,
+			"warning: the clock of web-2 is " + words + " this instance's; each instance begins and ends maintenance by its own clock\n", 0,
 		}, lists(shopOff), put("shop"), instances(path, 0, web1, with(web2, `"clock_offset":"`+offset+`"`)))
 	}
 }
 
-// What is said while a fleet is waited for, and at the end.
+// What is printed while the command waits for a fleet, and at the end.
 func TestWaitNamesEachInstanceThatIsNotDrained(t *testing.T) {
 	const path = "shop/instances?wait=1s"
 	web1, pending, silent := instance("web-1", "confirmed", 0), instance("web-2", "pending", 0), instance("web-3", "silent", 0)
@@ -66,7 +66,7 @@ func TestWaitNamesEachInstanceThatIsNotDrained(t *testing.T) {
 	runs(t, "shop --wait 10s", says("shop: web-2 has not confirmed yet\nshop: 2 in flight on web-2\nshop: no word from web-3\ndrained (2 instances)\n"),
 		lists(shopOn), instances(path, time.Second, web1, pending), instances(path, time.Second, web1, at(2)),
 		instances(path, time.Second, web1, at(2), silent), instances(path, time.Second, web1, at(0)))
-	runs(t, "shop --wait 1s", result{"", "shop: not drained in 1s: 1 in flight on web-2; no word from web-3, last heard of 1m1s ago; maintenance stays on\n", 2},
+	runs(t, "shop --wait 1s", result{"", "shop: not drained in 1s: 1 in flight on web-2; no word from web-3, last seen 1m1s ago; maintenance stays on\n", 2},
 		lists(shopOn), instances(path, time.Second, web1, at(1), silent))
 }
 
@@ -74,9 +74,9 @@ func TestInstancesAreATable(t *testing.T) {
 	ask := func(list ...string) exchange { return instances("instances", 0, list...) }
 	web1, web2 := instance("web-1", "confirmed", 3), with(instance("web-2", "silent", 0), `"clock_offset":"-1h0m0s"`)
 	runs(t, "instances", says(""+
-		"INSTANCE  STATE      HEARD OF  SYNCS EVERY  IN FLIGHT  CLOCK\n"+
-		"web-1     confirmed  1m ago    2s           3          ok\n"+
-		"web-2     silent     1m ago    2s           0          -1h0m0s\n"), ask(instance("web-2", "pending", 0)), ask(web1, web2))
+		"INSTANCE  STATE      LAST SEEN  SYNCS EVERY  IN FLIGHT  CLOCK\n"+
+		"web-1     confirmed  1m ago     2s           3          ok\n"+
+		"web-2     silent     1m ago     2s           0          -1h0m0s\n"), ask(instance("web-2", "pending", 0)), ask(web1, web2))
 	runs(t, "instances --json", says("["+web1+"]\n"), ask(web1))
 }
 

@@ -22,13 +22,13 @@ func newInstancesCommand(env environment) *cobra.Command {
 		Use:   "instances",
 		Short: "Lists the instances on the storage",
 		Long: `
-Lists the instances that report on the storage of this one: what each has last
-said of itself, when it was last heard of, and how far its clock is ahead or
-behind, if by more than 30 seconds.
+Lists the instances that use the same storage: their state, when they were last
+seen, how often they sync, how many requests are in flight, and how far their clocks
+are ahead (or behind, with a minus), if by more than 30 seconds.
 
 An instance is confirmed if it has applied everything that was stored before you
-asked, and silent if it has not answered in time. Whether a silent one lets
-requests in is not known. An instance that never reached the storage is not listed.`,
+asked, and silent if it has not answered in time. A silent instance may still let
+requests in. An instance that never reached the storage is not listed.`,
 		Example: `  $ caddy maintenance instances
   $ caddy maintenance instances --json`,
 		Args: atMost(0, "instances takes no arguments"),
@@ -45,8 +45,8 @@ func newForgetCommand(env environment) *cobra.Command {
 		Use:   "forget <instance>",
 		Short: "Removes the report of an instance that is gone",
 		Long: `
-Removes the report of an instance that was killed, so that switches do not name it
-as silent any more. Without this, its report is removed after 10 minutes.
+Removes the report of an instance that was killed, so that switches no longer name
+it as silent. Otherwise its report is removed after 10 minutes.
 
 Name the instance by its host. If several instances on that host have reports, name
 it by its ID, as caddy maintenance instances lists it.
@@ -63,7 +63,7 @@ ended: one that has only lost the storage may still let requests in.`,
 	return cmd
 }
 
-// instancesCommand lists the fleet.
+// instancesCommand lists the instances of the fleet.
 type instancesCommand struct {
 	call
 	json bool
@@ -92,7 +92,7 @@ func (c *instancesCommand) run([]string) (int, error) {
 
 func (f fleet) writeTable(out io.Writer, now time.Time) error {
 	table := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(table, "INSTANCE\tSTATE\tHEARD OF\tSYNCS EVERY\tIN FLIGHT\tCLOCK")
+	fmt.Fprintln(table, "INSTANCE\tSTATE\tLAST SEEN\tSYNCS EVERY\tIN FLIGHT\tCLOCK")
 	for _, i := range f.list {
 		clock := "ok"
 		if i.ClockOffset != "" {
@@ -103,7 +103,7 @@ func (f fleet) writeTable(out io.Writer, now time.Time) error {
 	return table.Flush()
 }
 
-// forgetCommand removes a report.
+// forgetCommand removes the report of an instance.
 type forgetCommand struct{ call }
 
 func (c *forgetCommand) run(args []string) (int, error) {

@@ -16,15 +16,15 @@ import (
 	"example.com/caddy-maintenance/internal/site"
 )
 
-// addOptionFlags adds the flags of all options, and those that are another way to set an option.
+// addOptionFlags adds a flag for each option, and those that set one in another way.
 func addOptionFlags(flags *pflag.FlagSet) {
 	for _, option := range site.Table {
 		if option.Flag != "" {
 			flags.String(option.Flag, "", option.Usage)
 		}
 	}
-	flags.String("for", "", "How long until maintenance ends by itself, such as 30m")
-	flags.Bool("with-bypass-secret", false, "Make such a secret, and print what to open (also --with-secret)")
+	flags.String("for", "", "How long maintenance lasts until it ends by itself, such as 30m")
+	flags.Bool("with-bypass-secret", false, "Generate a bypass secret, and print the link to open (also --with-secret)")
 	flags.SetNormalizeFunc(func(_ *pflag.FlagSet, name string) pflag.NormalizedName {
 		switch name {
 		case "secret", "with-secret":
@@ -39,11 +39,12 @@ func makesSecret(flags *pflag.FlagSet) bool {
 	return made
 }
 
-// readOptions returns the options given, as the admin API takes them: nil clears one.
+// readOptions returns the options given, as the admin API takes them. A nil value clears an
+// option.
 func readOptions(flags *pflag.FlagSet, now time.Time) (map[string]any, error) {
 	options := make(map[string]any)
 	if makesSecret(flags) && flags.Changed("bypass-secret") {
-		return nil, errors.New("--bypass-secret gives a secret and --with-bypass-secret makes one; give one of them")
+		return nil, errors.New("--bypass-secret sets a secret and --with-bypass-secret generates one; give only one of them")
 	}
 	parser := site.Parser{Durations: caddy.ParseDuration, Now: now}
 	for _, option := range site.Table {
@@ -55,29 +56,28 @@ func readOptions(flags *pflag.FlagSet, now time.Time) (map[string]any, error) {
 			options[option.Name] = nil
 			continue
 		}
-		isTime := option.Name == site.OptionUntil || option.Name == site.OptionFrom
-		if isTime {
-			value = nextTimeOfDay(value, now)
+		hint := ""
+		switch option.Name {
+		case site.OptionFrom:
+			value, hint = nextTimeOfDay(value, now), "; or give a time of day (for example 15:04)"
+		case site.OptionUntil:
+			value, hint = nextTimeOfDay(value, now), "; or give a time of day (for example 15:04), or a duration with --for"
 		}
-		err := parser.Check(option.Name, value)
-		if err != nil && isTime {
-			err = fmt.Errorf("%w; a time of day such as 15:04 is accepted too, and --for takes a duration", err)
-		}
-		if err != nil {
-			return nil, fmt.Errorf("--%s: %w", option.Flag, err)
+		if err := parser.Check(option.Name, value); err != nil {
+			return nil, fmt.Errorf("--%s: %w%s", option.Flag, err, hint)
 		}
 		options[option.Name] = value
 	}
 	return options, readFor(options, flags, now)
 }
 
-// readFor sets when a maintenance ends of which --for says how long it is, or clears that.
+// readFor sets when maintenance ends from how long it lasts, as given with --for, or clears it.
 func readFor(options map[string]any, flags *pflag.FlagSet, now time.Time) error {
 	if !flags.Changed("for") {
 		return nil
 	}
 	if flags.Changed("until") {
-		return errors.New("--for and --until both say when maintenance ends; give one of them")
+		return errors.New("--for and --until both say when maintenance ends; give only one of them")
 	}
 	duration := flags.Lookup("for").Value.String()
 	if duration == "" {
@@ -86,7 +86,7 @@ func readFor(options map[string]any, flags *pflag.FlagSet, now time.Time) error 
 	}
 	d, err := caddy.ParseDuration(duration)
 	if err != nil || d <= 0 {
-		return fmt.Errorf("--for: %q given, a duration above zero is accepted, such as 30m", duration)
+		return fmt.Errorf("--for: invalid value %q: must be a duration above zero (for example 30m)", duration)
 	}
 	begins := now
 	if from, ok := options[site.OptionFrom].(string); ok {
@@ -98,7 +98,8 @@ func readFor(options map[string]any, flags *pflag.FlagSet, now time.Time) error 
 	return nil
 }
 
-// claimedBy is who switches, as far as the system says.
+// claimedBy returns who runs the command, from the name of the user and the host. Nothing proves
+// it to the admin API.
 func claimedBy() string {
 	name := "unknown user"
 	if u, err := user.Current(); err == nil {

@@ -17,12 +17,12 @@ import (
 func newPageCommand(env environment) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "page [<site>] [--refresh] [--source <source>] [--accept <type>]",
-		Short: "Prints the page of a site",
+		Short: "Prints the page that visitors of a site get",
 		Long: `
-Prints what a visitor of the site would get now, whether or not the site is in
-maintenance: the custom page, or the default page as long as there is none.
+Prints the page that visitors of the site would get now, whether or not it is in
+maintenance: the custom page, or the default page if there is no custom page.
 
-With --refresh, custom pages are fetched first; if that fails, the command says why
+With --refresh, custom pages are fetched first. If that fails, the command says why
 and exits with status 1.`,
 		Example: `  $ caddy maintenance page shop > page.html
   $ caddy maintenance page shop --refresh`,
@@ -31,8 +31,8 @@ and exits with status 1.`,
 	page := &pageCommand{call: call{environment: env}}
 	page.setUp(cmd, page.run)
 	cmd.Flags().BoolVar(&page.refresh, "refresh", false, "Fetch custom pages first")
-	cmd.Flags().StringVar(&page.source, "source", "", "Which page, if there are several, by its URL or file")
-	cmd.Flags().StringVar(&page.accept, "accept", "text/html", "What to ask for, as in an Accept header")
+	cmd.Flags().StringVar(&page.source, "source", "", "URL or file of the page, if there are several")
+	cmd.Flags().StringVar(&page.accept, "accept", "text/html", "Type of the page, as in an Accept header")
 	return cmd
 }
 
@@ -70,7 +70,7 @@ func (c *pageCommand) run(args []string) (int, error) {
 	return 0, errors.Join(failed, err)
 }
 
-// errorsOfPages says which pages could not be fetched.
+// errorsOfPages returns which pages could not be fetched, and why.
 func errorsOfPages(site api.Site) error {
 	var failed []error
 	for _, p := range site.Pages {
@@ -84,7 +84,7 @@ func errorsOfPages(site api.Site) error {
 	return errors.Join(failed...)
 }
 
-// get returns the body of an answer as it is.
+// get returns the body of an answer unchanged.
 func (c client) get(uri string, header http.Header) ([]byte, error) {
 	header.Set("Connection", "close")
 	response, err := caddycmd.AdminAPIRequest(c.address, http.MethodGet, uri, header, nil)

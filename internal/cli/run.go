@@ -16,7 +16,7 @@ import (
 	"example.com/caddy-maintenance/internal/site"
 )
 
-// runWait is how long run waits for sites to be drained, unless --wait says so.
+// runWait is how long run waits for sites to be drained, without --wait.
 const runWait = 30 * time.Second
 
 const wasNotRun = "the command was not run"
@@ -26,16 +26,17 @@ func newRunCommand(env environment) *cobra.Command {
 		Use:   "run [<site>...] [--all] [flags] -- <command> [<argument>...]",
 		Short: "Runs a command while sites are in maintenance",
 		Long: `
-Puts sites into maintenance, waits until nothing is in flight on any instance, runs
-the command, and takes the sites out of maintenance if the command ends with status 0.
+Puts sites into maintenance, waits until they are drained on every instance, and
+runs the command. If the command exits with status 0, the sites are taken out of
+maintenance.
 
 If the command fails or is killed, or if your terminal goes away, the sites stay in
-maintenance. The exit status is that of the command, or 128 and the number of the
-signal that ended it. The terminal and its keys are the command's.
+maintenance. The exit status is that of the command, or 128 plus the number of the
+signal that ended it. Terminal input, Ctrl-C included, goes to the command.
 
-If the sites are not drained in time, 30s unless --wait says so, the command is not
-run, the sites are opened again, and the exit status is 2. A site that is in
-maintenance already, or scheduled, is somebody else's: then nothing happens.`,
+If the sites are not drained within 30s, or the time you give with --wait, the
+command is not run, the sites are opened again, and the exit status is 2. If a site
+is already in maintenance, or scheduled, nothing changes, and the exit status is 1.`,
 		Example: `  $ caddy maintenance run shop -- ./migrate.sh
   $ caddy maintenance run shop --message "Back at three." --wait 2m -- psql -f migrate.sql
   $ caddy maintenance run shop --hold 30s --terminate-after 10s -- systemctl restart shop`,
@@ -50,7 +51,7 @@ maintenance already, or scheduled, is somebody else's: then nothing happens.`,
 	}
 	cmd.Flags().BoolVar(&run.all, "all", false, allUsage)
 	addOptionFlags(cmd.Flags())
-	_ = cmd.Flags().MarkHidden(site.OptionFrom) // which is refused
+	_ = cmd.Flags().MarkHidden(site.OptionFrom) // refused, as run begins now
 	return cmd
 }
 
@@ -63,14 +64,14 @@ type runCommand struct {
 
 func (c *runCommand) run(args []string, dash int) (int, error) {
 	if dash < 0 || dash == len(args) {
-		return 0, errors.New("no command given; write it behind --, for example: caddy maintenance run shop -- ./migrate.sh")
+		return 0, errors.New("no command given; write it after -- (for example caddy maintenance run shop -- ./migrate.sh)")
 	}
 	if _, err := exec.LookPath(args[dash]); err != nil {
 		return 0, fmt.Errorf("%w; nothing has changed", err)
 	}
 	command := exec.Command(args[dash], args[dash+1:]...) //nolint:gosec // which is what this is for
 	if c.flags.Changed(site.OptionFrom) {
-		return 0, errors.New("--from is for maintenance that begins by itself; run begins now")
+		return 0, errors.New("--from schedules maintenance, but run begins now; leave out --from")
 	}
 	if c.wait == 0 {
 		c.wait = runWait
@@ -89,7 +90,7 @@ func (c *runCommand) run(args []string, dash int) (int, error) {
 	return c.runOn(picked, options, command)
 }
 
-// refuseOthers refuses sites that somebody else has switched, or is about to.
+// refuseOthers refuses sites that somebody else has switched or scheduled.
 func refuseOthers(sites []api.Site) error {
 	for _, s := range sites {
 		switch {
@@ -98,7 +99,7 @@ func refuseOthers(sites []api.Site) error {
 		case !s.From.IsZero():
 			return fmt.Errorf("site %s is scheduled to go into maintenance at %s; nothing has changed", s.Site, s.From.Format(time.RFC3339))
 		case s.State != api.StateOff:
-			return fmt.Errorf("site %s is not open, its state is %s: run is for a site that nobody has closed; nothing has changed", s.Site, s.State)
+			return fmt.Errorf("site %s is not open: its state is %s; nothing has changed", s.Site, s.State)
 		}
 	}
 	return nil
@@ -109,10 +110,10 @@ func (c *runCommand) runOn(sites []api.Site, options map[string]any, command *ex
 	defer w.stop()
 	closed, status, err := c.close(w, sites, options)
 	if status == 0 && err == nil && !c.areOurs(closed) {
-		status = exitIncomplete // another run has closed one at the same time, say, on another instance
+		status = exitIncomplete // for example, a run on another instance has closed one at the same time
 	}
 	if status != 0 || err != nil {
-		w.finishing("what was closed is being opened again; caddy maintenance tells what is open")
+		w.finishing("interrupted while opening sites again; caddy maintenance shows which are open")
 		opened, failed := c.openOurs(closed)
 		fmt.Fprintln(c.stderr, wasNotRun)
 		return max(status, opened), errors.Join(err, failed)
@@ -122,7 +123,7 @@ func (c *runCommand) runOn(sites []api.Site, options map[string]any, command *ex
 		return opened, errors.Join(fmt.Errorf("%w; %s", err, wasNotRun), failed)
 	}
 	err = command.Wait()
-	w.finishing("the command has ended; caddy maintenance tells what is open")
+	w.finishing("the command has ended; caddy maintenance shows which sites are open")
 	var exited *exec.ExitError
 	switch {
 	case errors.As(err, &exited):
@@ -131,20 +132,20 @@ func (c *runCommand) runOn(sites []api.Site, options map[string]any, command *ex
 	case err != nil:
 		return 0, fmt.Errorf("%w; %s", err, staysOn(sitesOf(closed)))
 	case w.hungUp.Load():
-		fmt.Fprintf(c.stderr, "SIGHUP came, as it does when the terminal goes; %s\n", staysOn(sitesOf(closed)))
+		fmt.Fprintf(c.stderr, "received SIGHUP: the terminal may be gone; %s\n", staysOn(sitesOf(closed)))
 		return 128 + int(syscall.SIGHUP), nil
 	}
 	status, err = c.openOurs(closed)
 	if err != nil {
-		err = fmt.Errorf("the command has ended well, but: %w; %s", err, staysOn(sitesOf(closed)))
+		err = fmt.Errorf("the command succeeded, but switching off failed: %w; %s", err, staysOn(sitesOf(closed)))
 	}
 	return status, err
 }
 
-// closedSite is a site as this command has left it.
+// closedSite is a site as this command left it.
 type closedSite struct {
 	api.Site
-	etag string // which each switch changes
+	etag string // changes with each switch
 }
 
 func sitesOf(closed []closedSite) (list []api.Site) {
@@ -154,11 +155,11 @@ func sitesOf(closed []closedSite) (list []api.Site) {
 	return list
 }
 
-// close puts sites into maintenance that nobody else closes at the same time, and waits until
-// they are drained. If one fails, no more are closed, and it does not wait.
+// close puts sites into maintenance, unless somebody else has closed one meanwhile, and waits
+// until they are drained. If one fails, it closes no more and does not wait.
 func (c *runCommand) close(w *signalWatch, sites []api.Site, options map[string]any) (closed []closedSite, status int, err error) {
 	s := c.newSwitching("Enabling", sites)
-	s.unlessDrained = "it is opened again"
+	s.unlessDrained = "opening it again"
 	for i := range s.sites {
 		one := &s.sites[i]
 		w.note(one.before)
@@ -167,7 +168,7 @@ func (c *runCommand) close(w *signalWatch, sites []api.Site, options map[string]
 		header, one.err = c.admin.do(http.MethodPut, api.SitePath(one.before.Site), http.Header{"If-None-Match": {"*"}}, c.signed(own), &one.after)
 		if one.err != nil {
 			if refused := new(apiError); !errors.As(one.err, &refused) || refused.status != http.StatusPreconditionFailed {
-				one.err = fmt.Errorf("%w; it may be in maintenance all the same: caddy maintenance off %s", one.err, one.before.Site)
+				one.err = fmt.Errorf("%w; %s may be in maintenance all the same; to open it: caddy maintenance off %[2]s", one.err, one.before.Site)
 			}
 			s.sites, s.wait = s.sites[:i+1], 0
 			break
@@ -180,14 +181,14 @@ func (c *runCommand) close(w *signalWatch, sites []api.Site, options map[string]
 	return closed, status, err
 }
 
-// areOurs reports whether all sites are as this command has left them.
+// areOurs reports whether all sites are as this command left them.
 func (c *runCommand) areOurs(closed []closedSite) bool {
 	_, others := c.split(closed)
 	return len(others) == 0
 }
 
-// openOurs opens the sites that are as this command has left them. The others it leaves alone,
-// and says what has become of them.
+// openOurs opens the sites that are as this command left them. It leaves the others alone, and
+// says what happened to them.
 func (c *runCommand) openOurs(closed []closedSite) (int, error) {
 	ours, others := c.split(closed)
 	for _, words := range others {
@@ -200,20 +201,20 @@ func (c *runCommand) openOurs(closed []closedSite) (int, error) {
 	return status, err
 }
 
-// split returns which sites are as this command has left them, and what has become of the others.
+// split returns the sites that are as this command left them, and what happened to the others.
 func (c *runCommand) split(closed []closedSite) (ours []api.Site, others []string) {
 	for _, one := range closed {
 		var now api.Site
 		header, err := c.admin.do(http.MethodGet, api.SitePath(one.Site.Site), nil, nil, &now)
 		switch {
 		case err == nil && isGone(now):
-			others = append(others, "a reload has taken the directive of "+one.Site.Site+" away, and nothing has kept its requests out since; caddy maintenance off "+one.Site.Site+" ends this")
+			others = append(others, "a reload removed the directive of "+one.Site.Site+", and nothing has blocked its requests since; to end its maintenance: caddy maintenance off "+one.Site.Site)
 		case err != nil || now.State == api.StateOn && header.Get("Etag") == one.etag:
 			ours = append(ours, one.Site)
 		case now.State == api.StateOn:
-			others = append(others, one.Site.Site+" was switched by somebody else meanwhile; it stays in maintenance")
+			others = append(others, "somebody else switched "+one.Site.Site+" meanwhile; it stays in maintenance")
 		default:
-			others = append(others, one.Site.Site+" is open already: its time was over, or somebody has switched it")
+			others = append(others, one.Site.Site+" is already open: its maintenance ended by itself, or somebody switched it off")
 		}
 	}
 	return ours, others
@@ -233,17 +234,17 @@ func (c *call) open(sites []api.Site) (int, error) {
 	return s.finish()
 }
 
-// staysOn says how to open sites.
+// staysOn says that sites stay in maintenance, and how to open them.
 func staysOn(sites []api.Site) string {
 	names := siteNames(sites)
-	stay := " stay"
+	stay, them := " stay", "them"
 	if len(names) == 1 {
-		stay = " stays"
+		stay, them = " stays", "it"
 	}
-	return strings.Join(names, ", ") + stay + " in maintenance; this opens it again: caddy maintenance off " + strings.Join(names, " ")
+	return strings.Join(names, ", ") + stay + " in maintenance; to open " + them + ": caddy maintenance off " + strings.Join(names, " ")
 }
 
-// exitStatus is that of a command as a shell has it.
+// exitStatus returns the exit status of a command as a shell reports it.
 func exitStatus(e *exec.ExitError) int {
 	if status, ok := e.Sys().(syscall.WaitStatus); ok && status.Signaled() {
 		return 128 + int(status.Signal())

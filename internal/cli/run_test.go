@@ -11,7 +11,7 @@ import (
 func TestCommandRunsInMaintenance(t *testing.T) {
 	const (
 		drainedShop = enabledShop + drained
-		stays       = "; shop stays in maintenance; this opens it again: caddy maintenance off shop\n"
+		stays       = "; shop stays in maintenance; to open it: caddy maintenance off shop\n"
 		disabled    = disablingShop + "done\n"
 	)
 	on := put("shop")
@@ -40,7 +40,7 @@ func TestCommandRunsInMaintenance(t *testing.T) {
 			"run shop --wait 2s -- true",
 			result{
 				enabledShop + "shop: 3 in flight on web-1\n" + disabled,
-				"shop: not drained in 2s: 3 in flight on web-1; it is opened again\nthe command was not run\n", 2,
+				"shop: not drained in 2s: 3 in flight on web-1; opening it again\nthe command was not run\n", 2,
 			},
 			[]exchange{on, waits("shop?wait=1s", time.Second, 3), waits("shop?wait=1s", time.Second, 3), del("shop")},
 		},
@@ -50,25 +50,25 @@ func TestCommandRunsInMaintenance(t *testing.T) {
 			[]exchange{put("shop", `412 {"error":"site shop is already in maintenance"}`)},
 		},
 		{"run shop -- true", result{enablingShop + "failed\n", "the command was not run\n" + strings.TrimSpace(diskIsFull) +
-			"; it may be in maintenance all the same: caddy maintenance off shop\n", 1}, []exchange{put("shop", diskFull)}},
+			"; shop may be in maintenance all the same; to open it: caddy maintenance off shop\n", 1}, []exchange{put("shop", diskFull)}},
 		{"run shop -- true", result{
 			drainedShop + disablingShop + "failed\n",
-			"Error: the command has ended well, but: storing state of site shop: disk full" + stays, 1,
+			"Error: the command succeeded, but switching off failed: storing state of site shop: disk full" + stays, 1,
 		}, []exchange{on, quick, del("shop", diskFull)}},
-		// What somebody else has done meanwhile is left alone, and is told.
+		// What somebody else did meanwhile is reported and left alone.
 		{
 			"run shop -- true",
-			result{drainedShop, "shop is open already: its time was over, or somebody has switched it\n", 2},
+			result{drainedShop, "shop is already open: its maintenance ended by itself, or somebody switched it off\n", 2},
 			[]exchange{on, quick, state(shopOn), state(shopOn), state(shopOff)},
 		},
 		{
 			"run shop -- true",
-			result{drainedShop, "shop was switched by somebody else meanwhile; it stays in maintenance\n", 2},
+			result{drainedShop, "somebody else switched shop meanwhile; it stays in maintenance\n", 2},
 			[]exchange{on, quick, state(shopOn), state(shopOn), another},
 		},
 		{
 			"run shop -- touch /nowhere/x",
-			result{drainedShop, "shop was switched by somebody else meanwhile; it stays in maintenance\nthe command was not run\n", 2},
+			result{drainedShop, "somebody else switched shop meanwhile; it stays in maintenance\nthe command was not run\n", 2},
 			[]exchange{on, quick, state(shopOn), another, another},
 		},
 	} {
@@ -76,27 +76,28 @@ func TestCommandRunsInMaintenance(t *testing.T) {
 	}
 	runs(t, "run --all -- true", says(enabledShop+enabledWiki+"shop drained\nwiki drained\n"+disabled+disablingWiki+"done\n"),
 		lists(shopOff, wikiOff), on, put("wiki"), quick, waits("wiki?wait=1s", 0, 0), del("shop"), del("wiki"))
-	runs(t, "run --all -- true", result{enabledShop + enablingWiki + "failed\n" + disabled, "the command was not run\nError: busy; it may be in maintenance all the same: caddy maintenance off wiki\n", 1},
+	runs(t, "run --all -- true", result{enabledShop + enablingWiki + "failed\n" + disabled, "the command was not run\nError: busy; wiki may be in maintenance all the same; to open it: caddy maintenance off wiki\n", 1},
 		lists(shopOff, wikiOff), on, put("wiki", busy), del("shop"))
 }
 
-// What is somebody else's is left alone, and what cannot be run is noticed before.
+// A site that somebody else switched is left alone, and a command that does not exist is noticed
+// before the switch.
 func TestCommandThatCannotRunChangesNothing(t *testing.T) {
 	scheduled := with(wikiOff, `"from":"2026-01-31T04:00:00Z"`)
 	for _, test := range []struct {
 		line, want string
 		sites      []string
 	}{
-		{"run shop", "no command given; write it behind --, for example: caddy maintenance run shop -- ./migrate.sh", nil},
-		{"run shop --", "no command given; write it behind --, for example: caddy maintenance run shop -- ./migrate.sh", nil},
+		{"run shop", "no command given; write it after -- (for example caddy maintenance run shop -- ./migrate.sh)", nil},
+		{"run shop --", "no command given; write it after -- (for example caddy maintenance run shop -- ./migrate.sh)", nil},
 		{"run shop -- no-such-command", `exec: "no-such-command": executable file not found in $PATH; nothing has changed`, nil},
 		{"run shop -- ./no-such-command", `exec: "./no-such-command": stat ./no-such-command: no such file or directory; nothing has changed`, nil},
-		{"run shop --from 5:00 -- true", "--from is for maintenance that begins by itself; run begins now", nil},
-		{"run nope -- true", `unknown site "nope"; the sites of the running config are: shop, wiki (caddy maintenance --help shows the commands)`, []string{shopOff, wikiOff}},
+		{"run shop --from 5:00 -- true", "--from schedules maintenance, but run begins now; leave out --from", nil},
+		{"run nope -- true", `unknown site "nope"; the sites of the running config are: shop, wiki (for commands, see caddy maintenance --help)`, []string{shopOff, wikiOff}},
 		{"run -- true", "there are several sites; name one of: shop, wiki, or give --all", []string{shopOff, wikiOff}},
-		{"run --all -- true", "site shop is not open, its state is on: run is for a site that nobody has closed; nothing has changed", []string{shopOn, wikiOff}},
+		{"run --all -- true", "site shop is not open: its state is on; nothing has changed", []string{shopOn, wikiOff}},
 		{"run shop wiki -- true", "site wiki is scheduled to go into maintenance at 2026-01-31T04:00:00Z; nothing has changed", []string{shopOff, scheduled}},
-		{"run wiki -- true", "site wiki is not open, its state is unknown: run is for a site that nobody has closed; nothing has changed", []string{unknownWiki}},
+		{"run wiki -- true", "site wiki is not open: its state is unknown; nothing has changed", []string{unknownWiki}},
 	} {
 		var script []exchange
 		if test.sites != nil {

@@ -12,18 +12,18 @@ import (
 	"example.com/caddy-maintenance/internal/api"
 )
 
-// signalWatch is what becomes of signals while sites are switched and a command runs: they end
-// the waiting, with a word on what stays as it is, and while the command runs they are the
-// command's. One that was ignored when this process began, as nohup does, stays ignored.
+// signalWatch handles signals. While sites are switched, a signal ends this process, which says
+// first what stays as it is. While the command runs, signals are passed on to it. A signal that
+// was ignored when this process began, as with nohup, stays ignored.
 type signalWatch struct {
 	signals chan os.Signal
 	done    chan struct{}
-	hungUp  atomic.Bool // SIGHUP has come
+	hungUp  atomic.Bool // SIGHUP was received
 
 	mu      sync.Mutex
-	sites   []api.Site  // that are in maintenance, or may be
+	sites   []api.Site  // those that are, or may be, in maintenance
 	command *os.Process // nil while none runs
-	last    string      // what to say in place of the sites
+	last    string      // what to say instead of the sites
 }
 
 func (c *call) watchSignals() *signalWatch {
@@ -43,7 +43,7 @@ func (c *call) watchSignals() *signalWatch {
 				if words, ends := w.take(s); ends {
 					fmt.Fprintf(c.stderr, "\n%s\n", words)
 					number, _ := s.(syscall.Signal)
-					os.Exit(128 + int(number)) //nolint:gocritic // what would be deferred is the process's
+					os.Exit(128 + int(number)) //nolint:gocritic // the process ends, and with it what is deferred
 				}
 			case <-w.done:
 				return
@@ -58,7 +58,7 @@ func (w *signalWatch) stop() {
 	close(w.done)
 }
 
-// take passes a signal on to the command. If none runs, it returns what to say before the end.
+// take passes a signal on to the command. If none runs, it returns what to say before exiting.
 func (w *signalWatch) take(s os.Signal) (words string, ends bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -76,7 +76,7 @@ func (w *signalWatch) take(s os.Signal) (words string, ends bool) {
 	return staysOn(w.sites), true
 }
 
-// isKey reports whether a signal is that of a key of the terminal, which has reached the command
+// isKey reports whether a signal comes from a key of the terminal. Then the command has it
 // already.
 func isKey(s os.Signal) bool {
 	return (s == os.Interrupt || s == syscall.SIGQUIT) && (isTerminal(os.Stdin) || isTerminal(os.Stdout) || isTerminal(os.Stderr))
@@ -89,8 +89,8 @@ func (w *signalWatch) note(s api.Site) {
 	w.sites = append(w.sites, s)
 }
 
-// start starts the command, with the standard streams of this process. Signals are the command's
-// from then on.
+// start starts the command, with the standard streams of this process. From then on,
+// signals are passed on to it.
 func (w *signalWatch) start(command *exec.Cmd) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -100,7 +100,7 @@ func (w *signalWatch) start(command *exec.Cmd) error {
 	return err
 }
 
-// finishing has a signal end this process again, with these words.
+// finishing ends the passing on. From then on a signal ends this process again, with these words.
 func (w *signalWatch) finishing(words string) {
 	w.mu.Lock()
 	defer w.mu.Unlock()

@@ -12,14 +12,15 @@ import (
 	"example.com/caddy-maintenance/internal/api"
 )
 
-// listing is the sites of the running config: all of them, but for those that are off and
-// have their names from placeholders.
+// listing is the sites of the running config, except those that are off and get their names from
+// placeholders.
 type listing struct {
 	sites     []api.Site
 	templates []string // the names with placeholders
 }
 
-// sites returns the sites of the running config, which has at least one, or a template.
+// sites returns the sites of the running config. It is an error if there is neither a site nor a
+// template.
 func (c client) sites() (l listing, err error) {
 	header, err := c.do(http.MethodGet, api.Path, nil, nil, &l.sites)
 	if err != nil {
@@ -27,14 +28,14 @@ func (c client) sites() (l listing, err error) {
 	}
 	l.templates = header[api.TemplatesHeader]
 	if len(l.sites)+len(l.templates) == 0 {
-		return l, errors.New("no site of the running config can be switched; add a directive such as \"maintenance shop\" to a site block and reload Caddy")
+		return l, errors.New("the running config has no maintenance directive; add one to a site block (for example maintenance shop) and reload Caddy")
 	}
 	return l, nil
 }
 
-// pick returns the sites to be switched: those named, each once, all of them if all is true,
-// or the only one there is. Those that are off and have their names from placeholders are not
-// known, so that not all can be put into maintenance.
+// pick returns the sites to switch: those named, each once; all of them if all is true; or the
+// only one. Sites that are off and get their names from placeholders are not known, so with
+// these, all cannot be put into maintenance.
 func (c client) pick(args []string, all bool, want string) (picked []api.Site, err error) {
 	l, err := c.sites()
 	switch {
@@ -69,7 +70,7 @@ func (c client) pick(args []string, all bool, want string) (picked []api.Site, e
 	return picked, nil
 }
 
-// pickOne returns the site named, or the only one there is.
+// pickOne returns the site named, or the only one.
 func (c client) pickOne(l listing, args []string) (api.Site, error) {
 	switch {
 	case len(args) > 0:
@@ -89,7 +90,7 @@ func (c client) find(l listing, name string) (found api.Site, err error) {
 	if len(l.templates) > 0 && name != "" && !strings.ContainsAny(name, "/{}") {
 		return found, c.send(http.MethodGet, api.SitePath(url.PathEscape(name)), nil, &found)
 	}
-	return found, fmt.Errorf("unknown site %q%s; the sites of the running config are: %s (caddy maintenance --help shows the commands)",
+	return found, fmt.Errorf("unknown site %q%s; the sites of the running config are: %s (for commands, see caddy maintenance --help)",
 		name, didYouMean(name, siteNames(l.sites)), strings.Join(l.names(), ", "))
 }
 

@@ -60,7 +60,7 @@ func (c *statusCommand) run(args []string) (int, error) {
 	return status, errors.Join(failed, err)
 }
 
-// awaitDrained leaves standard output to the JSON if that is asked for.
+// awaitDrained returns when the site is drained. With --json, progress goes to standard error.
 func (c *statusCommand) awaitDrained(site api.Site, deadline time.Time) (status int, err error) {
 	signals := c.watchSignals()
 	defer signals.stop()
@@ -73,12 +73,12 @@ func (c *statusCommand) awaitDrained(site api.Site, deadline time.Time) (status 
 	return w.waitForEach([]string{site.Site})
 }
 
-// awaitOn returns when the site is in maintenance on this instance, which may not have
-// followed yet.
+// awaitOn returns when the site is in maintenance on this instance, which may follow another one
+// a little later.
 func (c *statusCommand) awaitOn(site api.Site, deadline time.Time) error {
 	for site.State != api.StateOn {
 		if !c.now().Before(deadline) {
-			return fmt.Errorf("%s is not in maintenance, its state is still %s after %s", site.Site, site.State, c.wait)
+			return fmt.Errorf("%s is not in maintenance: its state is still %s after %s", site.Site, site.State, c.wait)
 		}
 		time.Sleep(pollInterval)
 		if err := c.admin.send(http.MethodGet, api.SitePath(site.Site), nil, &site); err != nil {
@@ -102,8 +102,7 @@ func (c *statusCommand) showAll(l listing) error {
 	return writeTable(c.stdout, l.sites, c.now())
 }
 
-// showAnswer prints the admin API's answer as it is, so that fields of a newer version
-// show too.
+// showAnswer prints the admin API's answer unchanged, so that fields of a newer version show too.
 func (c *statusCommand) showAnswer(path string) error {
 	var answer json.RawMessage
 	if err := c.admin.send(http.MethodGet, path, nil, &answer); err != nil {
@@ -134,14 +133,14 @@ func writeTable(out io.Writer, list []api.Site, now time.Time) error {
 	return nil
 }
 
-// isGone reports whether the directive of the site has gone from the config.
+// isGone reports whether a reload removed the directive of the site.
 func isGone(s api.Site) bool { return s.Configured != nil && !*s.Configured }
 
 func errGone(s api.Site) error {
-	return fmt.Errorf("%s has no directive in the running config, and nothing keeps its requests out", s.Site)
+	return fmt.Errorf("%s no longer has a maintenance directive, so nothing blocks its requests; to end its maintenance: caddy maintenance off %[1]s", s.Site)
 }
 
-// elapsed is for how long something has been so.
+// elapsed says how long ago something began.
 func elapsed(since, now time.Time) string {
 	if since.IsZero() {
 		return ""
@@ -149,7 +148,7 @@ func elapsed(since, now time.Time) string {
 	return " (" + roughly(max(0, now.Sub(since))) + ")"
 }
 
-// writeDetails writes what there is to know of a site, but its state.
+// writeDetails writes what is known of a site, except its state.
 func writeDetails(out io.Writer, s api.Site, now time.Time) error {
 	table := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
 	detail := func(name, value string) {
@@ -190,7 +189,7 @@ func writeDetails(out io.Writer, s api.Site, now time.Time) error {
 	}
 	detail("error", s.Error)
 	if s.State == api.StateUnknown {
-		detail("blocked", "until its state can be read, or: caddy maintenance off "+s.Site)
+		detail("blocked", "until its state can be read; to open it: caddy maintenance off "+s.Site)
 	}
 	return table.Flush()
 }
@@ -207,13 +206,13 @@ func warnOfPages(out io.Writer, site api.Site, now time.Time) {
 			shown = "the copy of " + clockTime(p.FetchedAt, now)
 		}
 		if p.State == api.PageFetching {
-			fmt.Fprintf(out, "warning: %s: page %s is still being fetched, and visitors %s the default page until then\n", site.Site, p.Source, see)
+			fmt.Fprintf(out, "warning: %s: page %s is still being fetched; visitors %s the default page until then\n", site.Site, p.Source, see)
 		}
 		if p.Error != "" {
-			fmt.Fprintf(out, "warning: %s: page %s could not be fetched, and visitors %s %s: %s\n", site.Site, p.Source, see, shown, p.Error)
+			fmt.Fprintf(out, "warning: %s: page %s could not be fetched: %s; visitors %s %s\n", site.Site, p.Source, p.Error, see, shown)
 		}
 		if site.Message != "" && !p.ShowsMessage {
-			fmt.Fprintf(out, "warning: %s: page %s does not show the message; write {maintenance.message} where it belongs\n", site.Site, p.Source)
+			fmt.Fprintf(out, "warning: %s: page %s does not show the message; put {maintenance.message} where it should appear\n", site.Site, p.Source)
 		}
 	}
 }

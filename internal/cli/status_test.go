@@ -44,7 +44,7 @@ func TestDetailsFollowOnATerminal(t *testing.T) {
 			"  bypass secret    set\n" +
 			"  page             https://p/, ok, fetched 2026-01-31 03:00:00 CET\n"},
 		{`{"site":"shop","state":"unknown","instance":"web-1","error":"disk full"}`, "unknown\n" +
-			"  in flight  0 on web-1\n  error      disk full\n  blocked    until its state can be read, or: caddy maintenance off shop\n"},
+			"  in flight  0 on web-1\n  error      disk full\n  blocked    until its state can be read; to open it: caddy maintenance off shop\n"},
 		{with(shopOn, `"instance":"web-1","configured":false`), "on\n  since      2026-01-31 02:00 CET (1h0m)\n  in flight  0 on web-1\n"},
 	} {
 		for _, terminal := range []bool{true, false} {
@@ -56,7 +56,7 @@ func TestDetailsFollowOnATerminal(t *testing.T) {
 			}
 			warning := ""
 			if strings.Contains(test.site, "configured") {
-				warning = "warning: shop has no directive in the running config, and nothing keeps its requests out\n"
+				warning = "warning: shop no longer has a maintenance directive, so nothing blocks its requests; to end its maintenance: caddy maintenance off shop\n"
 			}
 			if got := f.run("maintenance", "--address", f.address, "shop"); got != (result{want, warning, 0}) {
 				t.Errorf("%s got\n%s%s, want\n%s", test.site, got.stdout, got.stderr, want)
@@ -85,11 +85,11 @@ func TestWarningsTellWhatVisitorsDoNotSee(t *testing.T) {
 		noWord   = `"pages":[{"source":"/p.html","state":"ok"}]`
 	)
 	const (
-		sees      = "warning: shop: page https://p/ could not be fetched, and visitors see the default page: EOF\n"
-		wouldSee  = "warning: shop: page https://p/ could not be fetched, and visitors would see the default page: EOF\n"
-		yet       = "warning: shop: page https://p/ is still being fetched, and visitors see the default page until then\n"
-		copied    = "warning: shop: page https://p/ could not be fetched, and visitors see the copy of 2026-01-31 00:00 CET: EOF\n"
-		noMessage = "warning: shop: page /p.html does not show the message; write {maintenance.message} where it belongs\n"
+		sees      = "warning: shop: page https://p/ could not be fetched: EOF; visitors see the default page\n"
+		wouldSee  = "warning: shop: page https://p/ could not be fetched: EOF; visitors would see the default page\n"
+		yet       = "warning: shop: page https://p/ is still being fetched; visitors see the default page until then\n"
+		copied    = "warning: shop: page https://p/ could not be fetched: EOF; visitors see the copy of 2026-01-31 00:00 CET\n"
+		noMessage = "warning: shop: page /p.html does not show the message; put {maintenance.message} where it should appear\n"
 	)
 	shop := with(shopOn, failed)
 	runs(t, "shop", result{"on\n", sees, 0}, lists(shop, wikiOff))
@@ -102,7 +102,7 @@ func TestWarningsTellWhatVisitorsDoNotSee(t *testing.T) {
 		"SITE  STATE  SINCE                         FROM  UNTIL  IN FLIGHT  HELD  MESSAGE  REASON  BY\n" +
 		"shop  on     2026-01-31 02:00 CET (1h0m)   -     -      0          0     -        -       -\n" +
 		"wiki  off    2026-01-31 00:30 CET (2h30m)  -     -      0          0     -        -       -\n", sees, 0}, lists(shop, wikiOff))
-	// To who has the JSON they would be noise, and what is open shows no page.
+	// JSON has the same fields, and an open site shows no page.
 	runs(t, "--json", says("["+shop+"]\n"), lists(shop), lists(shop))
 	runs(t, "off shop", says("Disabling maintenance mode for shop... done\n"), lists(shop), del("shop", with(shopOff, failed)))
 }

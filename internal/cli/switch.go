@@ -54,8 +54,8 @@ func (c *onCommand) run(args []string) (int, error) {
 	return s.finish()
 }
 
-// withSecret makes a secret if that is asked for, one for each site, so that a tester of one
-// does not get into another, and says what to open.
+// withSecret makes a secret with --with-bypass-secret, and says what to open. Each site gets its
+// own, so that a tester of one does not get into another.
 func (c *call) withSecret(name string, options map[string]any, flags *pflag.FlagSet) (own map[string]any, link string) {
 	if !makesSecret(flags) {
 		return options, ""
@@ -70,8 +70,9 @@ func (c *call) withSecret(name string, options map[string]any, flags *pflag.Flag
 }
 
 // turnOn switches the site on. If it is on already, or scheduled, only the options given change.
-// What is scheduled begins now without any, and is left alone if it is not clear what is meant. It also returns the site as it was before: one that
-// was on when it was listed may be off by now.
+// Maintenance that is scheduled begins now if no option is given, and stays as it is if it is not
+// clear what is meant. turnOn also returns the site as it was before: one that was on when it was
+// listed may be off by now.
 func (c *onCommand) turnOn(listed api.Site, options map[string]any) (before, after api.Site, err error) {
 	path := api.SitePath(listed.Site)
 	if isGone(listed) {
@@ -96,14 +97,14 @@ func (c *onCommand) turnOn(listed api.Site, options map[string]any) (before, aft
 	return listed, after, err
 }
 
-// signed are options with who gives them.
+// signed returns the options with the name of the user who gives them.
 func (c *call) signed(options map[string]any) map[string]any {
 	signed := maps.Clone(options)
 	signed[site.OptionBy] = c.by()
 	return signed
 }
 
-// noteOn returns what was so before, and what will come of the switch.
+// noteOn returns what was so before, and what follows from the switch.
 func noteOn(before, after api.Site, now time.Time) (note, consequence string) {
 	wasOn := before.State == api.StateOn
 	switch {
@@ -163,22 +164,22 @@ func (c *offCommand) run(args []string) (int, error) {
 	return s.finish()
 }
 
-// switching switches sites on this instance, all of them at once, and then reports on each
-// in turn when every instance has confirmed it. A site that fails keeps no other from being
-// switched or waited for.
+// switching switches all sites on this instance, and then reports on each in turn when every
+// instance has confirmed it. If one site fails, the others are switched and waited for all the
+// same.
 type switching struct {
 	*call
 	doing string
 	sites []switched
 	began time.Time
 
-	unlessDrained string // what becomes of it if a site is not drained in time
+	unlessDrained string // what happens to a site that is not drained in time
 }
 
 // switched is a site that is being switched.
 type switched struct {
 	before, after     api.Site
-	note, consequence string // what was so before, and what will come of it
+	note, consequence string // what was so before, and what follows
 	err               error
 }
 
@@ -222,7 +223,7 @@ func (s *switching) finish() (status int, err error) {
 	return status, errors.Join(failed...)
 }
 
-// report says when every instance has confirmed the switch of a site, and which one has not.
+// report waits until the instances have confirmed the switch of a site, and says which have not.
 func (s *switching) report(one switched) (incomplete bool, err error) {
 	if one.err != nil {
 		return false, one.err
@@ -240,8 +241,8 @@ func (s *switching) report(one switched) (incomplete bool, err error) {
 	return incomplete, nil
 }
 
-// confirm returns when every instance has confirmed what is stored of the site, or is known
-// not to.
+// confirm returns when every instance has confirmed what is stored of the site, or is known not
+// to confirm it.
 func (s *switching) confirm(after api.Site) (fleet, error) {
 	for ; ; time.Sleep(pollInterval) {
 		list, err := s.admin.instances(after.Site, 0)
@@ -252,10 +253,10 @@ func (s *switching) confirm(after api.Site) (fleet, error) {
 		if f.some(isPending) || f.some(isLeaving) && s.now().Before(s.began.Add(leavingPatience)) {
 			continue
 		}
-		if len(list) > 1 && after.From.IsZero() { // which may have come meanwhile
+		if len(list) > 1 && after.From.IsZero() { // a scheduled time may have come meanwhile
 			var now api.Site
 			if err := s.admin.send(http.MethodGet, api.SitePath(after.Site), nil, &now); err == nil && now.State != after.State {
-				return f, fmt.Errorf("%s is %s again: somebody has switched it, or its time was over, before every instance had confirmed", after.Site, now.State)
+				return f, fmt.Errorf("%s is %s again: somebody switched it, or its maintenance ended by itself, before every instance had confirmed", after.Site, now.State)
 			}
 		}
 		return f, nil

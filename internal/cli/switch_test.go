@@ -3,6 +3,8 @@ package cli
 import (
 	"strings"
 	"testing"
+
+	"example.com/caddy-maintenance/internal/site"
 )
 
 const (
@@ -28,7 +30,7 @@ func TestSitesAreSwitchedOn(t *testing.T) {
 	conflict := patch("wiki", `409 {"error":"site wiki is not in maintenance"}`)
 	runs(t, "on wiki", says(enabledWiki), lists(wikiOn), conflict, put("wiki"))
 	runs(t, "on shop", result{enablingShop + "failed\n", diskIsFull, 1}, lists(shopOn), patch("shop", diskFull))
-	// One that fails does not keep the others.
+	// One that fails does not stop the others.
 	runs(t, "on --all --wait 10s", result{enablingShop + "failed\n" + enabledWiki + "wiki " + drained, diskIsFull, 1},
 		lists(shopOff, wikiOff), put("shop", diskFull), put("wiki"), waits("wiki?wait=1s", 0, 0))
 	runs(t, "on --all", result{enablingShop + "failed\n" + enablingWiki + "failed\n", diskIsFull + "busy\n", 1},
@@ -45,7 +47,7 @@ func TestSitesAreSwitchedOff(t *testing.T) {
 		lists(shopOn, wikiOn), del("shop", diskFull), del("wiki"))
 }
 
-// Any name may be one that a placeholder makes.
+// Any name may come from a placeholder.
 func TestSitesByPlaceholderAreSwitchedByName(t *testing.T) {
 	get := func(answer string) exchange { return exchange{request: "GET /maintenance/shop", answer: answer} }
 	runs(t, "", says("No site of {host} is in maintenance\n"), listsTenants())
@@ -57,7 +59,7 @@ func TestSitesByPlaceholderAreSwitchedByName(t *testing.T) {
 	runs(t, "on", fails("name a site of {host}"), listsTenants())
 	runs(t, "off", fails("name a site of {host}, or give --all"), listsTenants())
 	runs(t, "--wait 1s", fails("name a site of {host}"), listsTenants())
-	runs(t, "on nope/x", fails(`unknown site "nope/x"; the sites of the running config are: {host} (caddy maintenance --help shows the commands)`), listsTenants())
+	runs(t, "on nope/x", fails(`unknown site "nope/x"; the sites of the running config are: {host} (for commands, see caddy maintenance --help)`), listsTenants())
 	runs(t, "on --all", fails("--all does not know the sites of {host} that are off; name the sites"), listsTenants(wikiOff))
 	runs(t, "off --all", says(disablingShop+"done\n"), listsTenants(shopOn), del("shop"))
 	runs(t, "off --all", says("No site is in maintenance\n"), listsTenants())
@@ -89,8 +91,7 @@ func TestOptionsAreSentAsTheyWereGiven(t *testing.T) {
 	}
 }
 
-// A secret that is made is another one for each site, and each time. It is not told if
-// nobody gets in by it.
+// Each site gets its own secret, a new one each time. It is not printed if the switch fails.
 func TestSecretIsMadeForEachSite(t *testing.T) {
 	runs(t, "on --all --with-secret --message Soon.", says(
 		enabledShop+"To get in, open /.maintenance/SECRET-1 on the site\n"+
@@ -109,9 +110,9 @@ func TestEndOfMaintenanceIsSaidBack(t *testing.T) {
 	ending := func(site string) string { return with(site, `"until":"2026-01-31T03:00:00Z"`) }
 	const done, already = enablingShop + "done", enablingShop + "done (was already on since 2026-01-31 02:00 CET)"
 	const ends = ", ends by itself 2026-01-31 04:00 CET (in 1h0m)\n"
-	runs(t, "on", says(done+ends), lists(shopOff), put("shop", ending(shopOn)))
 	soon := with(shopOn, `"until":"2026-01-31T02:00:14Z"`)
 	runs(t, "on", says(done+", ends by itself 2026-01-31 03:00:14 CET (in 14s)\n"), lists(shopOff), put("shop", soon))
+	runs(t, "on", says(done+ends), lists(shopOff), put("shop", ending(shopOn)))
 	runs(t, "on", says(already+ends), lists(shopOn), patch("shop", ending(shopOn)))
 	runs(t, "on", says(already+ends), lists(ending(shopOn)), patch("shop", ending(shopOn)))
 	runs(t, "on", says(already+", does not end by itself any more\n"), lists(ending(shopOn)), patch("shop"))
@@ -140,11 +141,13 @@ func TestScheduledMaintenanceIsSaidBack(t *testing.T) {
 
 func TestHelpTellsOfOptions(t *testing.T) {
 	got := newFakeAPI(t).run("maintenance", "on", "--help")
-	for _, want := range []string{
-		"--hold string", "Hold each request up to this long before it gets the page, at most 5m\n",
-		"--bypass-secret string", "Let in who opens /.maintenance/<secret>, 16 to 128 of A-Z a-z 0-9 - _ (also --secret)\n",
-		"--with-bypass-secret", "Make such a secret, and print what to open (also --with-secret)\n",
-	} {
+	lines := []string{"--with-bypass-secret", "Generate a bypass secret, and print the link to open (also --with-secret)\n"}
+	for _, option := range site.Table {
+		if option.Flag != "" {
+			lines = append(lines, "--"+option.Flag+" string", option.Usage+"\n")
+		}
+	}
+	for _, want := range lines {
 		if !strings.Contains(got.stdout, want) {
 			t.Errorf("the help lacks %q:\n%s", want, got.stdout)
 		}

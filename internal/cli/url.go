@@ -11,7 +11,7 @@ import (
 	"example.com/caddy-maintenance/internal/site"
 )
 
-// httpApp is what is needed of the config of Caddy's http app, to know where a site is.
+// httpApp is the part of the config of Caddy's http app that tells where a site is.
 type httpApp struct {
 	HTTPPort  int                   `json:"http_port"`
 	HTTPSPort int                   `json:"https_port"`
@@ -39,12 +39,12 @@ type httpRoute struct {
 	} `json:"handle"`
 }
 
-// siteURL returns where a site is, without a slash at the end, if the routes of the config name
-// its host; else "".
+// siteURL returns the URL of a site, without a slash at the end, or "" if no route of the config
+// names its host.
 func (c client) siteURL(name string) string {
 	var app httpApp
 	if err := c.send(http.MethodGet, "/config/apps/http", nil, &app); err != nil {
-		return "" // not everybody who may switch may read the config
+		return "" // access control may allow switching, but not reading the config
 	}
 	return app.siteURL(name)
 }
@@ -83,8 +83,8 @@ func joinURL(scheme, host string, port, usual int) string {
 	return scheme + "://" + host
 }
 
-// findHost returns the host of the first route that has a handler of the site, "" if there is
-// none or it has no one host.
+// findHost returns the host of the first route that has a handler of the site, or "" if there is
+// no such route or its host is a pattern.
 func findHost(routes []httpRoute, name, host string) string {
 	for _, route := range routes {
 		host := host

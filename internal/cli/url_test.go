@@ -5,7 +5,7 @@ import (
 	"testing"
 )
 
-// The adapted form of Caddyfiles, as far as it is looked at.
+// The configs have the parts of adapted Caddyfiles that matter.
 func TestURLOfASite(t *testing.T) {
 	routes := func(match, site string) string {
 		return `"routes":[{"match":[` + match + `],"handle":[{"handler":"subroute","routes":[{"handle":[{"handler":"vars"},{"handler":"maintenance","site":"` + site + `"}]}]}]}]`

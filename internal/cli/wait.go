@@ -20,7 +20,7 @@ type waiter struct {
 	stdout, stderr io.Writer
 	progress       *progress
 	multiple       bool   // each report names its site
-	unlessDrained  string // what becomes of it if a site is not drained in time
+	unlessDrained  string // what happens to a site that is not drained in time
 }
 
 func (c *call) newWaiter() *waiter {
@@ -31,8 +31,8 @@ func (c *call) newWaiter() *waiter {
 	}
 }
 
-// waitForEach waits for all sites until the same deadline, even if some are not drained
-// by then.
+// waitForEach waits for all sites, with one deadline for all. It reports on each, even if others
+// are not drained by then.
 func (w *waiter) waitForEach(sites []string) (status int, err error) {
 	var failed []error
 	for _, site := range sites {
@@ -45,7 +45,7 @@ func (w *waiter) waitForEach(sites []string) (status int, err error) {
 	return status, errors.Join(failed...)
 }
 
-// waitStep is how long one request waits. It is short, so that progress shows.
+// waitStep is how long one request waits. It is short, to show progress.
 const waitStep = time.Second
 
 // waitFor returns when the site is drained on every instance, or the deadline has passed.
@@ -65,7 +65,7 @@ func (w *waiter) waitFor(site string) (drained bool, err error) {
 		_, left := f.split(isDrained)
 		switch {
 		case got.State == api.StateOff:
-			return false, fmt.Errorf("%s is open: while this waited for it to be drained, it was switched off or its maintenance ended by itself", site)
+			return false, fmt.Errorf("%s is open: it was switched off, or its maintenance ended by itself, before it was drained", site)
 		case len(left) == 0:
 			w.progress.end()
 			fmt.Fprintln(w.stdout, w.reportDrained(site, f))
@@ -93,7 +93,8 @@ func (w *waiter) reportDrained(site string, f fleet) string {
 	return report
 }
 
-// progress is lines that are written anew on a terminal; elsewhere, those that are new.
+// progress prints lines. On a terminal they replace the last ones; elsewhere, only new lines are
+// printed.
 type progress struct {
 	out      io.Writer
 	terminal bool

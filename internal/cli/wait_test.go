@@ -14,7 +14,7 @@ func TestWaitLastsUntilSitesAreDrained(t *testing.T) {
 	runs(t, "on --wait 10s", says(enabledShop+drained), lists(shopOff), put("shop"), atOnce)
 	runs(t, "--wait 10s", says(drained), lists(shopOn), atOnce)
 	runs(t, "shop --wait 10s", says(drained), lists(shopOn, wikiOn), atOnce)
-	// A number is said when it is another one.
+	// A number is printed when it changes.
 	runs(t, "on --wait 10s", says(enabledShop+"shop: 2 in flight on web-1\nshop: 1 in flight on web-1\n"+drained), lists(shopOff), put("shop"),
 		waits("shop?wait=1s", s, 2), waits("shop?wait=1s", s, 2), waits("shop?wait=1s", s, 1), waits("shop?wait=1s", s/100, 0))
 	runs(t, "on --all --wait 10s", says(enabledShop+enabledWiki+"shop: 1 in flight on web-1\nshop "+drained+"wiki "+drained),
@@ -31,18 +31,18 @@ func TestWaitThatRunsOutExitsWithItsOwnStatus(t *testing.T) {
 	tooLong := waits("shop?wait=1s", 2*time.Second, 3)
 	runs(t, "on --wait 1.5s", result{enabledShop + "shop: 4 in flight on web-1\n", left, 2},
 		lists(shopOff), put("shop"), waits("shop?wait=1s", time.Second, 4), waits("shop?wait=500ms", 500*time.Millisecond, 3))
-	// The others are asked all the same, and one time is for all.
+	// The others are asked all the same, with one deadline for all.
 	runs(t, "on --all --wait 1.5s", result{enabledShop + enabledWiki + "wiki " + drained, left, 2},
 		lists(shopOff, wikiOff), put("shop"), put("wiki"), tooLong, waits("wiki?wait=1ms", 0, 0))
 	runs(t, "shop --wait 1.5s --json", result{shopOn + "\n", left, 2},
 		lists(shopOn), tooLong, exchange{request: "GET /maintenance/shop", answer: shopOn})
-	// What has failed counts for more.
+	// A failure decides the exit status.
 	runs(t, "on --all --wait 1.5s", result{enablingWiki + "failed\n" + enabledShop, left + "Error: busy\n", 1},
 		lists(wikiOff, shopOff), put("wiki", busy), put("shop"), tooLong)
 }
 
 func TestWaitEndsWhenItHasNoEnd(t *testing.T) {
-	const open = "Error: shop is open: while this waited for it to be drained, it was switched off or its maintenance ended by itself\n"
+	const open = "Error: shop is open: it was switched off, or its maintenance ended by itself, before it was drained\n"
 	opened := exchange{request: "GET /maintenance/shop", answer: shopOff}
 	runs(t, "on --wait 10s", result{enabledShop + "shop: 2 in flight on web-1\n", open, 1},
 		lists(shopOff), put("shop"), waits("shop?wait=1s", time.Second, 2),
