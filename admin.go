@@ -53,7 +53,7 @@ var lastAdmin atomic.Pointer[prometheus.Registry]
 // warnOfNoAdmin warns if nothing can switch the sites of the config.
 func (a *App) warnOfNoAdmin() {
 	if len(a.sites) > 0 && lastAdmin.Load() != a.ctx.GetMetricsRegistry() {
-		a.log.Warn("the admin endpoint is off, so that nothing can switch sites on this instance; remove `admin off`, or have it listen on a socket, such as `admin unix//run/caddy-admin.sock`")
+		a.log.Warn("admin endpoint is off, so sites cannot be switched on this instance; remove `admin off`, or use a socket (for example `admin unix//run/caddy-admin.sock`)")
 	}
 }
 
@@ -136,7 +136,7 @@ func checkQuery(r *http.Request) error {
 	}
 	for name := range r.URL.Query() {
 		if name != known || r.Method != http.MethodGet {
-			return badRequest(fmt.Errorf("unknown parameter %s; GET of a site and of instances takes wait, that of a page takes source, and options go into the body", site.Truncate(name)))
+			return badRequest(fmt.Errorf("unknown parameter %q: GET of a site or of instances takes wait, GET of a page takes source; options belong in the body", site.Truncate(name)))
 		}
 	}
 	return nil
@@ -145,7 +145,7 @@ func checkQuery(r *http.Request) error {
 // errNoConfig says that there is nothing to be asked about.
 var errNoConfig = caddy.APIError{
 	HTTPStatus: http.StatusServiceUnavailable,
-	Err:        errors.New("no config is running; Caddy is still loading one, or was started without: try again"),
+	Err:        errors.New("no config is running: Caddy is still loading it, or was started without one; try again in a moment"),
 }
 
 func badRequest(err error) error {
@@ -156,7 +156,7 @@ func methodNotAllowed(w http.ResponseWriter, r *http.Request, allowed string) er
 	w.Header().Set("Allow", allowed)
 	return caddy.APIError{
 		HTTPStatus: http.StatusMethodNotAllowed,
-		Err:        fmt.Errorf("method %s is not allowed here; allowed are %s", site.Truncate(r.Method), allowed),
+		Err:        fmt.Errorf("method %s is not allowed here; allowed methods: %s", site.Truncate(r.Method), allowed),
 	}
 }
 
@@ -169,7 +169,7 @@ func (adminAPI) serveAll(w http.ResponseWriter, r *http.Request) error {
 		return methodNotAllowed(w, r, "GET")
 	}
 	if r.URL.RawQuery != "" {
-		return badRequest(errors.New("wait is for one site, such as /maintenance/shop?wait=10s"))
+		return badRequest(errors.New("wait needs one site (for example /maintenance/shop?wait=10s)"))
 	}
 	if err := app.loaded(r.Context()); err != nil {
 		return err
@@ -208,7 +208,7 @@ func serveMethod(w http.ResponseWriter, r *http.Request, app *App, s *configured
 		return wait(r, s)
 	case http.MethodPut, http.MethodPatch:
 		if s.isGone() {
-			return caddy.APIError{HTTPStatus: http.StatusConflict, Err: fmt.Errorf("site %s has no maintenance directive any more, so that nothing would keep its requests out; DELETE switches it off", s.Name)}
+			return caddy.APIError{HTTPStatus: http.StatusConflict, Err: fmt.Errorf("site %s no longer has a maintenance directive, so nothing would block its requests; add the directive again, or use DELETE to switch the site off", s.Name)}
 		}
 		m, err := mutation(r, body)
 		if err != nil {
@@ -227,7 +227,7 @@ func serveMethod(w http.ResponseWriter, r *http.Request, app *App, s *configured
 func mutation(r *http.Request, body []byte) (site.Mutation, error) {
 	isPut, condition := r.Method == http.MethodPut, r.Header.Get("If-None-Match")
 	if condition != "" && (condition != "*" || !isPut) {
-		return nil, fmt.Errorf("invalid If-None-Match %q: only * is known, with PUT, for a site that is off", site.Truncate(condition))
+		return nil, fmt.Errorf("invalid If-None-Match %q: only * is accepted, and only with PUT, to refuse a site that is already on", site.Truncate(condition))
 	}
 	if len(body) == 0 && isPut {
 		body = []byte("{}")
@@ -308,7 +308,7 @@ func waitLimit(r *http.Request) (time.Duration, error) {
 	}
 	limit, err := caddy.ParseDuration(query.Get(api.WaitParameter))
 	if err != nil || limit <= 0 || limit > api.MaxWait {
-		return 0, badRequest(fmt.Errorf("wait: %s given, a duration of at most %s is accepted, such as 10s",
+		return 0, badRequest(fmt.Errorf("invalid wait %q: must be a duration of at most %s (for example 10s)",
 			site.Truncate(query.Get(api.WaitParameter)), api.MaxWait))
 	}
 	return limit, nil

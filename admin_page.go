@@ -93,9 +93,11 @@ func (s *configuredSite) pickPage(source string) (*siteView, error) {
 	slices.Sort(known)
 	switch {
 	case source != "" && len(known) == 0:
-		return nil, fmt.Errorf("unknown source %q: site %s has the default page", site.Truncate(source), s.Name)
-	case source != "" || len(known) > 1:
-		return nil, fmt.Errorf("invalid source %q: site %s has several pages or another one; give one of: %s", site.Truncate(source), s.Name, strings.Join(known, ", "))
+		return nil, fmt.Errorf("unknown source %q: site %s has no custom page", site.Truncate(source), s.Name)
+	case source != "":
+		return nil, fmt.Errorf("unknown source %q: use one of: %s", site.Truncate(source), strings.Join(known, ", "))
+	case len(known) > 1:
+		return nil, fmt.Errorf("site %s has several pages; choose one with source, one of: %s", s.Name, strings.Join(known, ", "))
 	}
 	return only, nil
 }

@@ -53,7 +53,7 @@ func TestSitesAreListedByName(t *testing.T) {
 	if got := s.api(http.MethodGet, "/maintenance", ""); got.StatusCode != 200 || got.body != "[]\n" {
 		t.Errorf("got %d %q", got.StatusCode, got.body)
 	}
-	const want = `{"error":"unknown site shop; no site of the running config has a maintenance directive, such as: maintenance shop"}` + "\n"
+	const want = `{"error":"unknown site shop; no site of the running config has a maintenance directive; add one (for example maintenance shop) and reload Caddy"}` + "\n"
 	if got := s.api(http.MethodPut, "/maintenance/shop", ""); got.StatusCode != 404 || got.body != want {
 		t.Errorf("got %d %s, want 404 %s", got.StatusCode, got.body, want)
 	}
@@ -82,9 +82,9 @@ func TestWrongRequestIsRefusedAndChangesNothing(t *testing.T) {
 	record := s.storage.get(shopKey)
 	const (
 		unknown = `unknown option colour; the options are message, reason, by, retry_after, from, until, hold, terminate_after, bypass_secret`
-		wait    = ` given, a duration of at most 30s is accepted, such as 10s`
+		wait    = `": must be a duration of at most 30s (for example 10s)`
 		off     = `site wiki is not in maintenance, its state is off; PUT switches it on`
-		one     = `; GET of a site and of instances takes wait, that of a page takes source, and options go into the body`
+		one     = `: GET of a site or of instances takes wait, GET of a page takes source; options belong in the body`
 		sites   = `; the sites of the running config are: shop, wiki`
 	)
 	for _, test := range []struct {
@@ -100,18 +100,18 @@ func TestWrongRequestIsRefusedAndChangesNothing(t *testing.T) {
 		{"PUT", "/shop", `{"message": "` + strings.Repeat("x", 64<<10) + `"}`, 413, `the body is larger than 65536 bytes`},
 		{"PATCH", "/wiki", `{"message": "x"}`, 409, off},
 		{"GET", "/wiki?wait=1s", ``, 409, off},
-		{"GET", "/shop?wait=31s", ``, 400, `wait: 31s` + wait},
-		{"GET", "/shop?wait=0", ``, 400, `wait: 0` + wait},
-		{"GET", "/shop?wait", ``, 400, `wait: ` + wait},
-		{"GET", "/shop?wiat=1s", ``, 400, `unknown parameter wiat` + one},
-		{"PUT", "/shop?wait=1s", ``, 400, `unknown parameter wait` + one},
-		{"GET", "?wait=1s", ``, 400, `wait is for one site, such as /maintenance/shop?wait=10s`},
+		{"GET", "/shop?wait=31s", ``, 400, `invalid wait "31s` + wait},
+		{"GET", "/shop?wait=0", ``, 400, `invalid wait "0` + wait},
+		{"GET", "/shop?wait", ``, 400, `invalid wait "` + wait},
+		{"GET", "/shop?wiat=1s", ``, 400, `unknown parameter "wiat"` + one},
+		{"PUT", "/shop?wait=1s", ``, 400, `unknown parameter "wait"` + one},
+		{"GET", "?wait=1s", ``, 400, `wait needs one site (for example /maintenance/shop?wait=10s)`},
 		{"PUT", "/blog", ``, 404, `unknown site blog` + sites},
 		{"PUT", "/shop/x", ``, 404, `unknown site shop/x` + sites},
 		{"DELETE", "/" + strings.Repeat("x", 100), ``, 404, `unknown site ` + strings.Repeat("x", 80) + `…` + sites},
-		{"POST", "/shop", ``, 405, `method POST is not allowed here; allowed are GET, PUT, PATCH, DELETE`},
-		{"PUT", "", ``, 405, `method PUT is not allowed here; allowed are GET`},
-		{"DELETE", "/", ``, 405, `method DELETE is not allowed here; allowed are GET`},
+		{"POST", "/shop", ``, 405, `method POST is not allowed here; allowed methods: GET, PUT, PATCH, DELETE`},
+		{"PUT", "", ``, 405, `method PUT is not allowed here; allowed methods: GET`},
+		{"DELETE", "/", ``, 405, `method DELETE is not allowed here; allowed methods: GET`},
 	} {
 		response := s.api(test.method, "/maintenance"+test.path, test.body)
 		message, _ := decode(t, response.body)["error"].(string)
@@ -149,9 +149,9 @@ func TestPageIsShownToOperators(t *testing.T) {
 		{first, "text/plain", "text/plain; charset=utf-8", "This site is down for maintenance and will be back soon.\n"},
 		{first, "application/json", "application/problem+json", `{"title":"Service Unavailable","status":503,"retry_after":300,"maintenance":true}` + "\n"},
 		{"wiki/page", "*/*", html, defaultPage},
-		{"shop/page", "text/html", "application/json", `{"error":"invalid source \"\": site shop has several pages or another one; give one of: ` +
+		{"shop/page", "text/html", "application/json", `{"error":"site shop has several pages; choose one with source, one of: ` +
 			host.URL + ", " + host.URL + `/de"}` + "\n"},
-		{"wiki/page?source=x", "text/html", "application/json", `{"error":"unknown source \"x\": site wiki has the default page"}` + "\n"},
+		{"wiki/page?source=x", "text/html", "application/json", `{"error":"unknown source \"x\": site wiki has no custom page"}` + "\n"},
 	} {
 		got := show(test.path, test.accept)
 		if got.body != test.body || got.Header.Get("Content-Type") != test.contentType || got.StatusCode != map[bool]int{true: 200, false: 400}[!strings.Contains(test.body, "error")] {
@@ -184,9 +184,9 @@ func TestWhatStandsInTheWayIsSaid(t *testing.T) {
 	}
 	s.put("shop", "")
 	wantEqual(t, "the error of one that is known", s.status("shop")["error"], nil)
-	wantEqual(t, "warnings while the admin endpoint is on", s.countLogged("the admin endpoint is off"), 0)
+	wantEqual(t, "warnings while the admin endpoint is on", s.countLogged("admin endpoint is off"), 0)
 	noError(t, s.loadWith("maintenance shop", `"admin":{`, `"admin":{"disabled":true,`))
-	s.logged(`"warn"`, "the admin endpoint is off")
+	s.logged(`"warn"`, "admin endpoint is off")
 }
 
 // What is scheduled is known to the app before it begins, and to nobody after.

@@ -214,7 +214,7 @@ func (a *App) untilRunning() bool {
 
 func checkSyncInterval(d time.Duration) error {
 	if d < minSyncInterval || d > maxSyncInterval {
-		return fmt.Errorf("sync_interval: %s given, %s to %s or off is accepted", d, minSyncInterval, maxSyncInterval)
+		return fmt.Errorf("invalid sync_interval %q: must be %s to %s, or off (for example 2s)", d, minSyncInterval, maxSyncInterval)
 	}
 	return nil
 }

@@ -274,7 +274,7 @@ func TestLostRecordIsWrittenAgain(t *testing.T) {
 		a.expect(t, "shop", "on")
 		wantEqual(t, "stored", storage.get(shopKey), record)
 		wantEqual(t, "others are told", storage.get(store.JournalKey) != marker, true)
-		expectLines(t, log, "maintenance enabled", "it has been written again")
+		expectLines(t, log, "maintenance enabled", "it was written again")
 
 		shop := a.site(t, "shop")
 		foundLost := func() {
@@ -583,7 +583,7 @@ func TestSiteThatReturnsToTheConfigIsReadAgain(t *testing.T) {
 		s.put("shop", "")
 		eventuallyEqual(t, "the app works", running(t).running.Load, true)
 		s.reload(``)
-		s.logged(`"warn"`, "has gone from the config", `"site":"shop"`)
+		s.logged(`"warn"`, "no longer in the config", `"site":"shop"`)
 		// The server of the old config may still take a connection.
 		eventuallyEqual(t, "status", func() int { return s.get("/").StatusCode }, 200)
 		// It is not forgotten, and can be switched off and nothing else.
@@ -603,7 +603,7 @@ func TestSiteThatReturnsToTheConfigIsReadAgain(t *testing.T) {
 		}
 		for _, config := range others {
 			s.reload(config)
-			s.logged(`"warn"`, "has gone from the config", `"site":"shop"`)
+			s.logged(`"warn"`, "no longer in the config", `"site":"shop"`)
 			s.delete("shop")
 			if list := s.api(http.MethodGet, "/maintenance", "").body; strings.Contains(list, `"shop"`) {
 				t.Errorf("after off the list is %s", list)
@@ -856,7 +856,7 @@ func TestValidationHasNoSideEffects(t *testing.T) {
 func TestAdminAPIWithoutConfigSaysSo(t *testing.T) {
 	s := start(t, `maintenance shop`)
 	noError(t, caddy.Stop())
-	const want = "no config is running; Caddy is still loading one, or was started without: try again"
+	const want = "no config is running: Caddy is still loading it, or was started without one; try again in a moment"
 	got := s.api(http.MethodGet, "/maintenance", "")
 	wantEqual(t, "status", got.StatusCode, 503)
 	wantEqual(t, "error", decode(t, got.body)["error"], want)

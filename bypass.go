@@ -67,7 +67,7 @@ func (h *Handler) hideError(w http.ResponseWriter, isLink bool, err error) error
 	if failed := new(caddyhttp.HandlerError); errors.As(err, failed) && failed.StatusCode != 0 {
 		status = failed.StatusCode
 	}
-	h.log.Error("a request with the secret in its path has failed", zap.String("site", h.site.Name), zap.Int("status", status))
+	h.log.Error("request with the bypass secret in its path failed", zap.String("site", h.site.Name), zap.Int("status", status))
 	w.WriteHeader(status)
 	return nil
 }

@@ -42,14 +42,14 @@ func init() {
 func parseDirective(h httpcaddyfile.Helper) (caddyhttp.MiddlewareHandler, error) {
 	h.Next() // consume directive name
 	if !h.NextArg() {
-		return nil, h.Err("maintenance needs the name of the site that it switches, for example: maintenance shop")
+		return nil, h.Err("maintenance needs the name of a site (for example maintenance shop)")
 	}
 	handler := &Handler{Site: h.Val()}
 	if _, err := site.ParseName(handler.Site); err != nil {
 		return nil, h.WrapErr(err)
 	}
 	if h.NextArg() {
-		return nil, h.Errf("maintenance takes one site name, and %q is left over; sites that are to be switched together carry the same name", h.Val())
+		return nil, h.Errf("unexpected argument %q: maintenance takes one site name; give sites the same name to switch them together", h.Val())
 	}
 
 	given := make(map[string]bool)
@@ -106,7 +106,7 @@ func parseDirective(h httpcaddyfile.Helper) (caddyhttp.MiddlewareHandler, error)
 				return nil, err
 			}
 			if _, err := parseInitialState(state); err != nil || state == "" {
-				return nil, h.Errf("initial_state: %q given, on or off is accepted", state)
+				return nil, h.WrapErr(invalidInitialState(state))
 			}
 			handler.InitialState = state
 
@@ -126,13 +126,13 @@ func parseBypass(h httpcaddyfile.Helper) (caddy.ModuleMap, error) {
 		return nil, h.Errf("bypass: %w", err)
 	case isMatcher:
 		if h.NextArg() {
-			return nil, h.Errf("bypass takes one matcher, and %q is left over; for matchers of which any may match repeat bypass, for such that must all match use a block", h.Val())
+			return nil, h.Errf("unexpected argument %q: bypass takes one matcher; repeat bypass if any of several may match, or use a block if all must match", h.Val())
 		}
 		if h.NextBlock(h.Nesting()) {
 			return nil, h.Err("bypass takes a matcher or a block of matchers, not both")
 		}
 	case h.Val() != "bypass":
-		return nil, h.Errf("bypass: %q is no matcher; accepted are @name, a path such as /healthz, or a block of matchers", h.Val())
+		return nil, h.Errf("invalid bypass %q: must be a matcher (for example @name, /healthz or a block of matchers)", h.Val())
 	default:
 		if matcherSet, err = caddyhttp.ParseCaddyfileNestedMatcherSet(h.Dispenser); err != nil {
 			return nil, h.Errf("bypass: %w", err)
@@ -155,7 +155,7 @@ func parseGlobalOption(d *caddyfile.Dispenser, existing any) (any, error) {
 		return nil, d.Err("the global option maintenance is given twice")
 	}
 	if d.NextArg() {
-		return nil, d.Errf("the global option maintenance takes no argument, and %q is given; a site's name goes with the directive in a site block", d.Val())
+		return nil, d.Errf("unexpected argument %q: the global option maintenance takes none; a site name belongs to the directive in a site block", d.Val())
 	}
 	app := new(App)
 	given := false
@@ -196,7 +196,7 @@ func parseOneArg(d *caddyfile.Dispenser) (string, error) {
 	name := d.Val()
 	args := d.RemainingArgs()
 	if len(args) != 1 {
-		return "", d.Errf("%s takes one argument, and %d are given", name, len(args))
+		return "", d.Errf("%s takes one argument, got %d", name, len(args))
 	}
 	if d.NextBlock(d.Nesting()) {
 		return "", d.Errf("%s takes no block", name)
@@ -207,7 +207,7 @@ func parseOneArg(d *caddyfile.Dispenser) (string, error) {
 func parseDuration(d *caddyfile.Dispenser, name, arg string) (time.Duration, error) {
 	duration, err := caddy.ParseDuration(arg)
 	if err != nil {
-		return 0, d.Errf(`%s: %q given, a duration is accepted, such as "90s", "5m" or "1d"`, name, arg)
+		return 0, d.Errf("invalid %s %q: must be a duration with a unit (for example 90s, 5m or 1d)", name, arg)
 	}
 	return duration, nil
 }

@@ -75,22 +75,22 @@ func compact(t *testing.T, text string) string {
 }
 
 const (
-	noName       = `maintenance needs the name of the site that it switches, for example: maintenance shop, at Caddyfile:2`
-	emptyMatcher = `bypass: an empty matcher given, which would let every request through; name what may pass, for example: bypass /healthz`
+	noName       = `maintenance needs the name of a site (for example maintenance shop), at Caddyfile:2`
+	emptyMatcher = `invalid bypass: an empty matcher would let every request through; name what may pass (for example bypass /healthz)`
 )
 
 // Whatever is wrong is told with its line. Line 2 is that of the directive, or option.
 //
 // G7
 func TestWrongCaddyfileIsRefused(t *testing.T) {
-	const interval = ` given, 100ms to 1m0s or off is accepted, at Caddyfile:3`
+	const interval = `": must be 100ms to 1m0s, or off (for example 2s), at Caddyfile:3`
 	for place, tests := range map[string]map[string]string{
 		":8080 {\n%\n}": {
 			`maintenance`:                      noName,
 			`maintenance *`:                    noName,
 			"maintenance {\nretry_after 5m\n}": noName,
-			`maintenance shop blog`: `maintenance takes one site name, and "blog" is left over; ` +
-				`sites that are to be switched together carry the same name, at Caddyfile:2`,
+			`maintenance shop blog`: `unexpected argument "blog": maintenance takes one site name; ` +
+				`give sites the same name to switch them together, at Caddyfile:2`,
 			`maintenance "my shop"`: `site: "my shop" given, accepted are 1 to 64 of a-z 0-9 . - _ : *, beginning with a letter, digit or *, and placeholders such as {host}; ` +
 				`a hostname makes a good name, at Caddyfile:2`,
 			`maintenance ON`:              `site: "ON" given, which would read as a command; a hostname makes a good name, at Caddyfile:2`,
@@ -99,40 +99,40 @@ func TestWrongCaddyfileIsRefused(t *testing.T) {
 		":8080 {\nmaintenance shop {\n%\n}\n}": {
 			`colour red`: `unknown subdirective "colour"; ` +
 				`maintenance knows page, retry_after, refresh, bypass and initial_state, at Caddyfile:3`,
-			`retry_after`:                    `retry_after takes one argument, and 0 are given, at Caddyfile:3`,
-			`retry_after 1m 2m`:              `retry_after takes one argument, and 2 are given, at Caddyfile:3`,
+			`retry_after`:                    `retry_after takes one argument, got 0, at Caddyfile:3`,
+			`retry_after 1m 2m`:              `retry_after takes one argument, got 2, at Caddyfile:3`,
 			"retry_after 1m {\n5m\n}":        `retry_after takes no block, at Caddyfile:4`,
-			`retry_after soon`:               `retry_after: "soon" given, a duration is accepted, such as "90s", "5m" or "1d", at Caddyfile:3`,
-			`retry_after 0`:                  `retry_after: 0s given, at least 1s is accepted, at Caddyfile:3`,
-			`retry_after 999ms`:              `retry_after: 999ms given, at least 1s is accepted, at Caddyfile:3`,
+			`retry_after soon`:               `invalid retry_after "soon": must be a duration with a unit (for example 90s, 5m or 1d), at Caddyfile:3`,
+			`retry_after 0`:                  `invalid retry_after "0s": must be at least 1s (for example 5m), at Caddyfile:3`,
+			`retry_after 999ms`:              `invalid retry_after "999ms": must be at least 1s (for example 5m), at Caddyfile:3`,
 			"retry_after 1m\nretry_after 1m": `retry_after is given twice, at Caddyfile:4`,
-			`initial_state`:                  `initial_state takes one argument, and 0 are given, at Caddyfile:3`,
-			`initial_state up`:               `initial_state: "up" given, on or off is accepted, at Caddyfile:3`,
-			`initial_state ""`:               `initial_state: "" given, on or off is accepted, at Caddyfile:3`,
+			`initial_state`:                  `initial_state takes one argument, got 0, at Caddyfile:3`,
+			`initial_state up`:               `invalid initial_state "up": must be on or off, at Caddyfile:3`,
+			`initial_state ""`:               `invalid initial_state "": must be on or off, at Caddyfile:3`,
 			`bypass`:                         emptyMatcher + `, at Caddyfile:3`,
 			`bypass *`:                       emptyMatcher + `, at Caddyfile:3`,
 			"bypass {\n}":                    emptyMatcher + `, at Caddyfile:4`,
-			`bypass 192.0.2.1`: `bypass: "192.0.2.1" is no matcher; ` +
-				`accepted are @name, a path such as /healthz, or a block of matchers, at Caddyfile:3`,
+			`bypass 192.0.2.1`: `invalid bypass "192.0.2.1": must be a matcher ` +
+				`(for example @name, /healthz or a block of matchers), at Caddyfile:3`,
 			`bypass @undefined`: `bypass: unrecognized matcher name: @undefined, at Caddyfile:3`,
-			`bypass /a /b`: `bypass takes one matcher, and "/b" is left over; ` +
-				`for matchers of which any may match repeat bypass, for such that must all match use a block, at Caddyfile:3`,
+			`bypass /a /b`: `unexpected argument "/b": bypass takes one matcher; ` +
+				`repeat bypass if any of several may match, or use a block if all must match, at Caddyfile:3`,
 			"bypass /a {\nmethod GET\n}": `bypass takes a matcher or a block of matchers, not both, at Caddyfile:4`,
 			"bypass {\ncolour red\n}":    `getting matcher module 'colour': module not registered: http.matchers.colour, at Caddyfile:5`,
 		},
 		"{\n%\n}\n:8080 {\nmaintenance shop\n}": {
-			`maintenance shop`: `the global option maintenance takes no argument, and "shop" is given; ` +
-				`a site's name goes with the directive in a site block, at Caddyfile:2`,
+			`maintenance shop`: `unexpected argument "shop": the global option maintenance takes none; ` +
+				`a site name belongs to the directive in a site block, at Caddyfile:2`,
 			"maintenance {\n}\nmaintenance {\n}": `the global option maintenance is given twice, at Caddyfile:4`,
 		},
 		"{\nmaintenance {\n%\n}\n}\n:8080 {\nmaintenance shop\n}": {
 			`colour red`:                         `unknown option "colour"; maintenance knows sync_interval, at Caddyfile:3`,
-			`sync_interval`:                      `sync_interval takes one argument, and 0 are given, at Caddyfile:3`,
-			`sync_interval 1s 2s`:                `sync_interval takes one argument, and 2 are given, at Caddyfile:3`,
-			`sync_interval often`:                `sync_interval: "often" given, a duration is accepted, such as "90s"`,
-			`sync_interval 99ms`:                 `sync_interval: 99ms` + interval,
-			`sync_interval 2m`:                   `sync_interval: 2m0s` + interval,
-			`sync_interval -1s`:                  `sync_interval: -1s` + interval,
+			`sync_interval`:                      `sync_interval takes one argument, got 0, at Caddyfile:3`,
+			`sync_interval 1s 2s`:                `sync_interval takes one argument, got 2, at Caddyfile:3`,
+			`sync_interval often`:                `invalid sync_interval "often": must be a duration with a unit (for example 90s, 5m or 1d)`,
+			`sync_interval 99ms`:                 `invalid sync_interval "99ms` + interval,
+			`sync_interval 2m`:                   `invalid sync_interval "2m0s` + interval,
+			`sync_interval -1s`:                  `invalid sync_interval "-1s` + interval,
 			"sync_interval 1s\nsync_interval 1s": `sync_interval is given twice, at Caddyfile:4`,
 		},
 	} {
@@ -155,17 +155,17 @@ func TestWrongJSONConfigIsRefusedAndChangesNothing(t *testing.T) {
 		{`"site": "a b"`, `{}`, `site: "a b" given, accepted are 1 to 64 of a-z 0-9 . - _ : *`},
 		{`"site": 5`, `{}`, `cannot unmarshal number`},
 		{good + `, "colour": "red"`, `{}`, `unknown field "colour"`},
-		{good + `, "retry_after": "500ms"`, `{}`, `retry_after: 500ms given, at least 1s is accepted`},
-		{good + `, "retry_after": -1`, `{}`, `retry_after: -1ns given, at least 1s is accepted`},
-		{good + `, "initial_state": "up"`, `{}`, `initial_state: "up" given, on or off is accepted`},
+		{good + `, "retry_after": "500ms"`, `{}`, `invalid retry_after "500ms": must be at least 1s (for example 5m)`},
+		{good + `, "retry_after": -1`, `{}`, `invalid retry_after "-1ns": must be at least 1s (for example 5m)`},
+		{good + `, "initial_state": "up"`, `{}`, `invalid initial_state "up": must be on or off`},
 		{good + `, "bypass": [{}]`, `{}`, emptyMatcher},
 		{good + `, "bypass": [{"path": ["/a"]}, null]`, `{}`, emptyMatcher},
 		{good + `, "bypass": [{"colour": "red"}]`, `{}`, `unknown module: http.matchers.colour`},
 		{
 			good + `}, {"handler": "maintenance", "site": "SHOP", "initial_state": "on"`, `{}`,
-			`initial_state: one handler of site shop says on and another does not; all of them must`,
+			`conflicting initial_state: one handler of site shop says on and another does not; use the same value in all of them`,
 		},
-		{good, `{"sync_interval": "10ms"}`, `sync_interval: 10ms given, 100ms to 1m0s or off is accepted`},
+		{good, `{"sync_interval": "10ms"}`, `invalid sync_interval "10ms": must be 100ms to 1m0s, or off (for example 2s)`},
 		{good, `{"colour": "red"}`, `unknown field "colour"`},
 	} {
 		err := caddy.Load([]byte(`{"admin": {"listen": "`+strings.TrimPrefix(s.admin, "http://")+`", "config": {"persist": false}},

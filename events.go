@@ -107,7 +107,7 @@ func (e event) emit() {
 		defer cancel()
 		defer func() {
 			if reason := recover(); reason != nil {
-				log.Error("event handler has panicked", zap.Any("reason", reason), zap.Stack("stack"))
+				log.Error("event handler panicked", zap.Any("reason", reason), zap.Stack("stack"))
 			}
 		}()
 		app.events.Emit(ctx, e.name, e.data)
@@ -115,6 +115,6 @@ func (e event) emit() {
 	select {
 	case <-done:
 	case <-timer.C:
-		log.Warn("event handlers have not returned; they are not waited for any longer", zap.Duration("after", maxEventTime))
+		log.Warn("event handlers have not returned; the next event no longer waits for them", zap.Duration("after", maxEventTime))
 	}
 }

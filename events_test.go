@@ -33,7 +33,7 @@ func TestChangesAreToldAsTheyAre(t *testing.T) {
 		scheduled = "log maintenance scheduled: api\nevent maintenance_scheduled api \"Hello.\" \"\"\n"
 		enabled   = "log maintenance enabled: api\nevent maintenance_enabled api \"Hello.\" \"2000-01-01T00:01:00Z\"\n"
 		ended     = "log maintenance disabled: until\nevent maintenance_disabled until \"Hello.\" \"2000-01-01T00:01:00Z\"\n"
-		unknown   = "log state of the site cannot be read; its requests are blocked until it can be, or until the site is switched: <nil>\n"
+		unknown   = "log state of the site cannot be read; its requests are blocked until it can be read or the site is switched: <nil>\n"
 		enabled0  = "log maintenance enabled: api\nevent maintenance_enabled api \"\" \"\"\n"
 	)
 	for name, test := range map[string]struct {
@@ -256,7 +256,7 @@ func TestHandlersAreToldAfterTheAnswer(t *testing.T) {
 		}
 		s.reload("maintenance shop")
 		s.put("shop", "")
-		s.logged("event handler has panicked", "out of order", `"site":"shop"`)
+		s.logged("event handler panicked", "out of order", `"site":"shop"`)
 		s.delete("shop")
 		handled.expect(t, plainDisabled)
 		if first, second := <-states, <-states; first != "on" || second != "off" {

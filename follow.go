@@ -89,9 +89,9 @@ func (f *follower) sync() {
 	}
 	switch {
 	case tick.Turned && tick.Err != nil:
-		f.log.Warn("storage cannot be read; sites stay as they are and other instances are not followed", zap.Error(tick.Err))
+		f.log.Warn("storage cannot be read; sites keep their state and do not follow other instances", zap.Error(tick.Err))
 	case tick.Turned:
-		f.log.Info("storage can be read again; other instances are followed")
+		f.log.Info("storage can be read again; sites follow other instances")
 	}
 	if tick.Err == nil {
 		lastSync.Store(&began)
@@ -106,7 +106,7 @@ func (f *follower) sync() {
 	case len(u.Sites) == 0:
 		f.log.Info("records of all sites can be read again")
 	default:
-		f.log.Warn("records of some sites cannot be read; these sites stay as they are, and switches of other instances are followed for all others",
+		f.log.Warn("records of some sites cannot be read; these sites keep their state, and all others follow other instances",
 			zap.Int("count", len(u.Sites)), zap.Strings("sites", u.Sites[:min(len(u.Sites), maxLoggedSites)]), zap.Error(u.Err))
 	}
 }
@@ -163,7 +163,7 @@ func (f *follower) readAgain(list []*store.Followed) {
 		return
 	}
 	slices.Sort(restored)
-	f.log.Warn("state of sites was missing from storage, or an older one was there; it has been written again",
+	f.log.Warn("state of sites was missing or outdated in storage; it was written again",
 		zap.Int("count", len(restored)), zap.Strings("sites", restored[:min(len(restored), maxLoggedSites)]))
 	if len(restored) > maxJournaled {
 		return // the storage has lost so much that others have noticed
@@ -242,7 +242,7 @@ func (f *follower) restore(s *configuredSite) (done, restored bool) {
 	f.takeRead(s, read)
 	restored, err := f.store.Restore(f.ctx, s.Site, read)
 	if err != nil {
-		f.log.Warn("state of the site is missing from storage and cannot be written again", zap.String("site", s.Name), zap.Error(err))
+		f.log.Warn("state of the site is missing or outdated in storage and cannot be written again", zap.String("site", s.Name), zap.Error(err))
 	}
 	return true, restored
 }

@@ -38,7 +38,7 @@ func (a adminAPI) serveFleet(w http.ResponseWriter, r *http.Request, name string
 		return err
 	}
 	if len(app.sites) == 0 {
-		return caddy.APIError{HTTPStatus: http.StatusNotFound, Err: errors.New("no site of the running config has a maintenance directive, such as: maintenance shop")}
+		return caddy.APIError{HTTPStatus: http.StatusNotFound, Err: errors.New("no site of the running config has a maintenance directive; add one (for example maintenance shop) and reload Caddy")}
 	}
 	switch {
 	case name != "" && r.Method == http.MethodDelete:
@@ -66,7 +66,7 @@ func (a *App) serveInstances(w http.ResponseWriter, r *http.Request, s *configur
 	if err != nil {
 		return caddy.APIError{
 			HTTPStatus: http.StatusServiceUnavailable,
-			Err:        fmt.Errorf("reading what other instances report: %w; what they do is not known, ask again when the storage answers", err),
+			Err:        fmt.Errorf("reading the reports of other instances: %w; their state is unknown, try again when the storage answers", err),
 		}
 	}
 	return writeJSON(w, list)
@@ -202,16 +202,16 @@ func (a *App) forget(ctx context.Context, w http.ResponseWriter, name string) er
 	}
 	switch found := named(); {
 	case name == a.self.Name() || name == a.instance && len(found) == 0:
-		return conflict(fmt.Errorf("%s is this instance, which answers", site.Truncate(name)))
+		return conflict(fmt.Errorf("%s is this instance; only a silent instance can be forgotten", site.Truncate(name)))
 	case len(found) == 0:
-		return caddy.APIError{HTTPStatus: http.StatusNotFound, Err: fmt.Errorf("no report of an instance %s is there; `caddy maintenance instances` lists those that are",
+		return caddy.APIError{HTTPStatus: http.StatusNotFound, Err: fmt.Errorf("unknown instance %s; `caddy maintenance instances` lists all instances",
 			site.Truncate(name))}
 	case len(found) > 1:
 		var ids []string
 		for _, i := range found {
 			ids = append(ids, i.Name)
 		}
-		return conflict(fmt.Errorf("%s has reports of several processes; name one of: %s", name, strings.Join(ids, ", ")))
+		return conflict(fmt.Errorf("%s names several instances; use one of: %s", name, strings.Join(ids, ", ")))
 	default:
 		name = found[0].Name
 	}
@@ -250,7 +250,7 @@ func (a *App) awaitSilence(ctx context.Context, name string) error {
 		case i < 0 || list[i].Standing == store.Silent:
 			return nil
 		case a.fleet.HasApplied(name, question):
-			return conflict(fmt.Errorf("%s answers; only an instance that is silent can be forgotten", name))
+			return conflict(fmt.Errorf("%s answers; only a silent instance can be forgotten", name))
 		}
 		select {
 		case <-time.After(pollInterval):

@@ -126,7 +126,7 @@ func (a *App) load(s *configuredSite, reading <-chan site.Read) {
 	}
 	sites.Tidy(s.entry)
 	if kind := s.Current().Kind(); read.Err != nil && (kind == site.Unknown || kind == site.Invalid) {
-		a.log.Error("state of the site cannot be read; its requests are blocked until it can be, or until the site is switched",
+		a.log.Error("state of the site cannot be read; its requests are blocked until it can be read or the site is switched",
 			zap.String("site", s.Name), zap.Error(read.Err))
 	}
 }
@@ -139,7 +139,7 @@ func (a *App) loadTemplate(t *configuredSite, listing <-chan store.Listing, jour
 	a.bring(t, l.Names)
 	a.takeList(t, l)
 	if t.Current().Kind() == site.Unknown {
-		a.log.Error("sites cannot be listed; requests for those whose state is not known are blocked until they can be, or until the site is switched",
+		a.log.Error("sites cannot be listed; requests for sites of unknown state are blocked until they can be listed or the site is switched",
 			zap.String("site", t.Name), zap.Error(l.Err))
 	}
 	a.loadAll(journal)
@@ -210,9 +210,9 @@ func (a *App) saveMemory() {
 	select {
 	case err = <-saved:
 	case <-timer.C:
-		err = fmt.Errorf("it takes longer than %s", maxSave)
+		err = fmt.Errorf("writing takes longer than %s", maxSave)
 	}
 	if failed := memoryFails.Swap(err != nil); err != nil && !failed {
-		a.log.Warn("what is known of sites in maintenance cannot be kept on disk; a restart depends on the storage alone", zap.Error(err))
+		a.log.Warn("state of sites in maintenance cannot be kept on disk; a restart depends on the storage alone", zap.Error(err))
 	}
 }

@@ -21,7 +21,7 @@ import (
 func (a *App) join(name *site.Name, initiallyOn bool) (*configuredSite, error) {
 	if s, ok := a.sites[name.String()]; ok {
 		if s.initiallyOn != initiallyOn {
-			return nil, fmt.Errorf("initial_state: one handler of site %s says on and another does not; all of them must", name)
+			return nil, fmt.Errorf("conflicting initial_state: one handler of site %s says on and another does not; use the same value in all of them", name)
 		}
 		sites.Acquire(name, time.Now())
 		return s, nil
@@ -168,8 +168,8 @@ func (a *App) find(called string) (name string, err error) {
 		return "", err
 	}
 	if len(a.sites) == 0 {
-		return "", fmt.Errorf("unknown site %s; no site of the running config has a maintenance directive, "+
-			"such as: maintenance shop", site.Truncate(called))
+		return "", fmt.Errorf("unknown site %s; no site of the running config has a maintenance directive; "+
+			"add one (for example maintenance shop) and reload Caddy", site.Truncate(called))
 	}
 	known := strings.Join(slices.Sorted(maps.Keys(a.sites)), ", ")
 	return "", fmt.Errorf("unknown site %s; the sites of the running config are: %s", site.Truncate(called), known)

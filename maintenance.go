@@ -313,14 +313,14 @@ const (
 
 func checkRetryAfter(d time.Duration) error {
 	if d < minRetryAfter {
-		return fmt.Errorf("retry_after: %s given, at least %s is accepted", d, minRetryAfter)
+		return fmt.Errorf("invalid retry_after %q: must be at least %s (for example 5m)", d, minRetryAfter)
 	}
 	return nil
 }
 
 func checkRefresh(d time.Duration) error {
 	if d < minRefresh {
-		return fmt.Errorf("refresh: %s given, at least %s is accepted", d, minRefresh)
+		return fmt.Errorf("invalid refresh %q: must be at least %s (for example 30s)", d, minRefresh)
 	}
 	return nil
 }
@@ -330,7 +330,7 @@ func checkRefresh(d time.Duration) error {
 func checkPage(configured string) (page.Source, *page.Copy, error) {
 	location, err := caddy.NewReplacer().ReplaceOrErr(configured, false, true)
 	if err != nil {
-		return page.Source{}, nil, fmt.Errorf("page: %w; accepted are placeholders that are known when the config loads, such as {env.MAINTENANCE_PAGE_URL}", err)
+		return page.Source{}, nil, fmt.Errorf("page: %w; use a placeholder that is known when the config loads (for example {env.MAINTENANCE_PAGE_URL})", err)
 	}
 	if location = strings.TrimSpace(location); location == "" {
 		return page.Source{}, nil, nil
@@ -349,11 +349,15 @@ func parseInitialState(s string) (on bool, err error) {
 	case "off", "":
 		return false, nil
 	}
-	return false, fmt.Errorf("initial_state: %q given, on or off is accepted", s)
+	return false, invalidInitialState(s)
 }
 
-var errEmptyBypass = fmt.Errorf("bypass: an empty matcher given, which would let every request through; " +
-	"name what may pass, for example: bypass /healthz")
+func invalidInitialState(s string) error {
+	return fmt.Errorf("invalid initial_state %q: must be on or off", s)
+}
+
+var errEmptyBypass = errors.New("invalid bypass: an empty matcher would let every request through; " +
+	"name what may pass (for example bypass /healthz)")
 
 // Interface guards
 var (

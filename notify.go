@@ -111,7 +111,7 @@ func (a *App) logDrained(s *configuredSite) {
 	}
 	next, _ := a.successor(s)
 	next.reportSoon()
-	caddy.Log().Named("maintenance").Info("drained: nothing is in flight on this instance any more",
+	caddy.Log().Named("maintenance").Info("drained: no request is in flight on this instance",
 		zap.String("site", s.Name), zap.Duration("after", time.Since(start)))
 }
 
@@ -133,7 +133,7 @@ func (a *App) warnOfSitesThatAreGone(next *App) {
 	for _, s := range a.listed() {
 		if v := s.view(); (v.On() || v.Scheduled()) && !s.isTemplate() && !next.has(s.Name) {
 			keepGone(s)
-			a.log.Warn("site is in maintenance but has gone from the config: nothing keeps its requests out any more",
+			a.log.Warn("site is in maintenance but no longer in the config; its requests are not blocked",
 				append(stateFields(v), zap.String("site", s.Name))...)
 		}
 	}

@@ -133,7 +133,7 @@ func TestOutcomeOfTermination(t *testing.T) {
 		if got := <-slow; got != 503 {
 			t.Errorf("got %d, want 503", got)
 		}
-		s.logged("cut off what was still in flight", `"site":"shop"`, `"requests":4`)
+		s.logged("terminated requests that were still in flight", `"site":"shop"`, `"requests":4`)
 		s.await("shop", "in_flight", 2)
 		for i := range 3 {
 			s.patch("shop", fmt.Sprintf(`{"message": "%d"}`, i))
@@ -144,7 +144,7 @@ func TestOutcomeOfTermination(t *testing.T) {
 		if got["requests_total shop terminated"] != 4 || got["requests_total shop blocked"] != 0 || got["in_flight_requests shop"] != 2 {
 			t.Errorf("got %v", got)
 		}
-		if n := s.countLogged("cut off what was"); n != 1 {
+		if n := s.countLogged("terminated requests"); n != 1 {
 			t.Errorf("logged %d times, want once", n)
 		}
 		close(release)

@@ -117,7 +117,7 @@ func (c *configPages) use(s *configuredSite, source page.Source, content *page.C
 		go c.restore(p)
 	}
 	if !c.used[p] && source.Insecure() {
-		c.log.Warn("page comes over http, where others can change it on its way; they would speak for the site: use https",
+		c.log.Warn("page is fetched over plain http and can be tampered with; use https",
 			zap.Stringer("page", source))
 	}
 	c.used[p] = true
@@ -334,7 +334,7 @@ func (c *configPages) logAccess(ctx context.Context, p *pooledPage, doing string
 		return
 	}
 	if err != nil && !p.storageFailed {
-		c.logger().Warn("the copy of a page cannot be "+doing+" storage, which is where it comes from after a restart while the page's host is down",
+		c.logger().Warn("copy of the page cannot be "+doing+" storage; after a restart, visitors get the default page until the page can be fetched",
 			zap.Stringer("page", p.Source()), zap.Error(err))
 	}
 	p.storageFailed = err != nil

@@ -55,16 +55,16 @@ func TestPageOfEverySourceIsShown(t *testing.T) {
 func TestWrongPageIsRefused(t *testing.T) {
 	dir := changeDir(t)
 	for option, want := range map[string]string{
-		`page`:                                 `page takes one argument, and 0 are given`,
-		`page one.html two.html`:               `page takes one argument, and 2 are given`,
+		`page`:                                 `page takes one argument, got 0`,
+		`page one.html two.html`:               `page takes one argument, got 2`,
 		"page one.html {\ntwo.html\n}":         `page takes no block`,
 		`page ftp://bob:hunter2@x/y?t=hunter3`: `page: "ftp://x/y" given, accepted are https, http, and for a file its path`,
 		`page https://bob:hunter2@x:port/y`:    `page: the URL given cannot be parsed; in a password or query, percent-encode`,
 		"page one.html\npage one.html":         `page is given twice`,
-		`refresh`:                              `refresh takes one argument, and 0 are given`,
-		`refresh 1s 2s`:                        `refresh takes one argument, and 2 are given`,
-		`refresh 500ms`:                        `refresh: 500ms given, at least 1s is accepted`,
-		`refresh often`:                        `refresh: "often" given, a duration is accepted, such as "90s", "5m" or "1d"`,
+		`refresh`:                              `refresh takes one argument, got 0`,
+		`refresh 1s 2s`:                        `refresh takes one argument, got 2`,
+		`refresh 500ms`:                        `invalid refresh "500ms": must be at least 1s (for example 30s)`,
+		`refresh often`:                        `invalid refresh "often": must be a duration with a unit (for example 90s, 5m or 1d)`,
 		"refresh 2s\nrefresh 2s":               `refresh is given twice`,
 	} {
 		_, err := adapt(":8080 {\nmaintenance shop {\n" + option + "\n}\n}")
@@ -72,7 +72,7 @@ func TestWrongPageIsRefused(t *testing.T) {
 	}
 	// What a placeholder stands for, and what is wrong with a file, is seen where the
 	// config is loaded. It may be adapted elsewhere.
-	const placeholder = "accepted are placeholders that are known when the config loads, such as {env.MAINTENANCE_PAGE_URL}"
+	const placeholder = "use a placeholder that is known when the config loads (for example {env.MAINTENANCE_PAGE_URL})"
 	for location, want := range map[string]string{
 		"missing.html":          "page: " + filepath.Join(dir, "missing.html") + " cannot be read: no such file or directory",
 		"status.example/x.html": "; did you mean https://status.example/x.html?",
@@ -104,8 +104,8 @@ func TestConfigThatFailsLeavesThePagesAsTheyAre(t *testing.T) {
 	}
 	good := shopWith("page.html") + "\n" + siteWith("wiki", host.URL+"/failed") + "\nmaintenance blog"
 	for option, want := range map[string]string{
-		`"refresh": "500ms"`:            `refresh: 500ms given, at least 1s is accepted`,
-		`"refresh": -1`:                 `refresh: -1ns given, at least 1s is accepted`,
+		`"refresh": "500ms"`:            `invalid refresh "500ms": must be at least 1s (for example 30s)`,
+		`"refresh": -1`:                 `invalid refresh "-1ns": must be at least 1s (for example 30s)`,
 		`"page": ["page.html"]`:         `cannot unmarshal array`,
 		`"page": "{env.TEST_PAGE}"`:     `page: the URL given cannot be parsed`,
 		`"page": "{http.request.host}"`: `known when the config loads`,
@@ -127,8 +127,8 @@ func TestPageOverHTTPIsWarnedOfOnce(t *testing.T) {
 	s := prepare(t)
 	location := "http://bob:hunter2@192.0.2.1/page?hunter3"
 	noError(t, s.validate("handle /wiki/* {\n"+siteWith("wiki", location)+"\n}\n"+shopWith(location)))
-	s.logged(`"warn"`, "page comes over http", `"page":"http://192.0.2.1/page"`)
-	wantEqual(t, "warnings", s.countLogged("page comes over http"), 1)
+	s.logged(`"warn"`, "page is fetched over plain http", `"page":"http://192.0.2.1/page"`)
+	wantEqual(t, "warnings", s.countLogged("page is fetched over plain http"), 1)
 	wantEqual(t, "secrets", s.countLogged("hunter"), 0)
 }
 
@@ -467,7 +467,7 @@ func TestCopyThatCannotBeReadIsWarnedOf(t *testing.T) {
 		}
 		s.reload(shopWith(host.URL))
 		s.wantPage("/", defaultPage)
-		s.logged(`"warn"`, "the copy of a page cannot be read from storage", `"page":"`+host.URL+`"`, want)
+		s.logged(`"warn"`, "copy of the page cannot be read from storage", `"page":"`+host.URL+`"`, want)
 		s.storage.setFault(nil)
 		s.storage.set(copyKeyOf(t, host.URL), oldCopy)
 		s.put("shop", "") // which fetches it in vain, and looks for the copy again
@@ -482,7 +482,7 @@ func TestPageThatCannotBeStoredIsShownNevertheless(t *testing.T) {
 	s.reload(shopWith(withSecrets(host.URL)))
 	s.untilPages("shop", "ok")
 	s.wantPage("/", "<p>Mine.")
-	s.logged(`"warn"`, "the copy of a page cannot be written to storage", `"page":"`+host.URL+`"`, "disk full")
+	s.logged(`"warn"`, "copy of the page cannot be written to storage", `"page":"`+host.URL+`"`, "disk full")
 	s.fetchAgain(host)
 	s.fetchAgain(host) // when the copy before is about to be stored in vain
 	s.storage.setFault(nil)

@@ -161,7 +161,7 @@ func (a *App) putReport(r store.Report) {
 		a.report.last, a.report.stored = r, time.Now()
 	}
 	if failed := a.report.failing; err != nil && !failed && a.ctx.Err() == nil {
-		a.log.Warn("this instance cannot report to the others on the storage, which take it for silent", zap.Error(err))
+		a.log.Warn("report of this instance cannot be stored; other instances list it as silent", zap.Error(err))
 	}
 	a.report.failing = err != nil
 }
@@ -191,7 +191,7 @@ func (a *App) leave() {
 // warnOfReport warns of a report that could not be removed.
 func (a *App) warnOfReport(err error) {
 	if err != nil {
-		a.log.Warn("the report of this instance cannot be removed; others take it for silent until `caddy maintenance forget`, or for 10 minutes",
+		a.log.Warn("report of this instance cannot be removed; other instances list it as silent for 10 minutes, or until `caddy maintenance forget`",
 			zap.String("instance", a.self.Name()), zap.Error(err))
 	}
 }

@@ -43,13 +43,13 @@ func TestWrongRequestsForInstancesAreRefused(t *testing.T) {
 		status       int
 		want         string
 	}{
-		{"POST", "/maintenance/instances", 405, "method POST is not allowed here; allowed are GET"},
-		{"DELETE", "/maintenance/shop/instances", 405, "method DELETE is not allowed here; allowed are GET"},
-		{"GET", "/maintenance/instances/x", 405, "method GET is not allowed here; allowed are DELETE"},
+		{"POST", "/maintenance/instances", 405, "method POST is not allowed here; allowed methods: GET"},
+		{"DELETE", "/maintenance/shop/instances", 405, "method DELETE is not allowed here; allowed methods: GET"},
+		{"GET", "/maintenance/instances/x", 405, "method GET is not allowed here; allowed methods: DELETE"},
 		{"GET", "/maintenance/wiki/instances", 404, "unknown site wiki; the sites of the running config are: shop"},
-		{"GET", "/maintenance/shop/instances?wait=1h", 400, "wait: 1h given, a duration of at most 30s is accepted, such as 10s"},
-		{"DELETE", "/maintenance/instances/nobody", 404, "no report of an instance nobody is there; `caddy maintenance instances` lists those that are"},
-		{"DELETE", "/maintenance/instances/" + self().Name(), 409, self().Name() + " is this instance, which answers"},
+		{"GET", "/maintenance/shop/instances?wait=1h", 400, `invalid wait "1h": must be a duration of at most 30s (for example 10s)`},
+		{"DELETE", "/maintenance/instances/nobody", 404, "unknown instance nobody; `caddy maintenance instances` lists all instances"},
+		{"DELETE", "/maintenance/instances/" + self().Name(), 409, self().Name() + " is this instance; only a silent instance can be forgotten"},
 	} {
 		got := s.api(test.method, test.path, "")
 		if message := decode(t, got.body)["error"]; got.StatusCode != test.status || message != test.want {
@@ -58,7 +58,7 @@ func TestWrongRequestsForInstancesAreRefused(t *testing.T) {
 	}
 	s.storage.setFault(failOn("list", "maintenance/"))
 	got := s.api(http.MethodGet, "/maintenance/shop/instances", "")
-	if got.StatusCode != 503 || !strings.Contains(got.body, "reading what other instances report: disk full") {
+	if got.StatusCode != 503 || !strings.Contains(got.body, "reading the reports of other instances: disk full") {
 		t.Errorf("got %d %s", got.StatusCode, got.body)
 	}
 	s.reload("")

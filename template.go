@@ -36,7 +36,7 @@ func (h *Handler) nameOf(r *http.Request) string {
 		}
 		value, known := replacer.GetString(key)
 		if !known && !h.site.warned.Swap(true) {
-			h.log.Warn("placeholder is not known; requests without it are of no site that can be switched, and stay as initial_state says",
+			h.log.Warn("unknown placeholder in the site name; requests without a value for it belong to no site and follow initial_state",
 				zap.String("site", h.site.Name), zap.String("placeholder", key))
 		}
 		return value

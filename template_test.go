@@ -99,7 +99,7 @@ func (s *testStorage) recordLoads(takes time.Duration) (loaded func() []string) 
 //
 // G3
 func TestTemplateWhoseSitesCannotBeListedOpensNothing(t *testing.T) {
-	const cannot = "sites cannot be listed; requests for those whose state is not known are blocked"
+	const cannot = "sites cannot be listed; requests for sites of unknown state are blocked"
 	for name, test := range map[string]struct {
 		fault  error // of what lists
 		loads  error // and of what loads

@@ -120,5 +120,5 @@ func (s *sharedSite) terminate(requests []*inflight.Request, blockedSince time.T
 		return
 	}
 	s.requests[wasTerminated].Add(int64(terminated))
-	caddy.Log().Named("maintenance").Info("cut off what was still in flight", zap.String("site", s.Name), zap.Int("requests", terminated))
+	caddy.Log().Named("maintenance").Info("terminated requests that were still in flight", zap.String("site", s.Name), zap.Int("requests", terminated))
 }

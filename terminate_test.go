@@ -274,7 +274,7 @@ func TestRequestThatMeetsSeveralGatesOfASiteIsCountedOnce(t *testing.T) {
 		if got := <-waited; got != 0.0 {
 			t.Errorf("after a wait in_flight is %v, want 0", got)
 		}
-		s.logged(`"drained: nothing is in flight on this instance any more"`, `"site":"shop"`, `"after":`)
+		s.logged(`"drained: no request is in flight on this instance"`, `"site":"shop"`, `"after":`)
 		if left := append(siteNamed("shop").inFlight.All(), siteNamed("wiki").inFlight.All()...); len(left) > 0 {
 			t.Errorf("%d are left", len(left))
 		}

@@ -236,14 +236,14 @@ func TestInstanceThatWasAwayIsBack(t *testing.T) {
 		f := newNamedFleet(t, k, 3)
 		f.signal(2, sigStop)
 		f.expect("maintenance on shop", enabling+"done on A, B; "+mayLetIn)
-		f.expect("maintenance forget "+f.names[1], "Forgetting B... failed\nError: B answers; only an instance that is silent can be forgotten\n1")
+		f.expect("maintenance forget "+f.names[1], "Forgetting B... failed\nError: B answers; only a silent instance can be forgotten\n1")
 		f.signal(2, sigCont)
 		eventually(t, patience, "it follows", func() bool { return f.all[2].site.visit() == http.StatusServiceUnavailable })
 		f.expect("maintenance on shop", enabling+"done (3 instances; was already on since …UTC)\n0")
 		f.all[2].kill()
 		f.expect("maintenance forget "+f.names[2], "Forgetting C... done\n0")
 		f.expect("maintenance off shop", disabling+"done (2 instances)\n0")
-		f.expect("maintenance forget nobody", "Forgetting nobody... failed\nError: no report of an instance nobody is there; `caddy maintenance instances` lists those that are\n1")
+		f.expect("maintenance forget nobody", "Forgetting nobody... failed\nError: unknown instance nobody; `caddy maintenance instances` lists all instances\n1")
 	})
 }
 
