@@ -27,9 +27,9 @@ func init() {
 	caddy.RegisterModule(adminAPI{})
 }
 
-// adminAPI serves the sites of the running config under /maintenance. It keeps
-// nothing: Caddy sets it up before the config's apps, and leaves it in place
-// if they fail.
+// adminAPI serves the sites of the running config under /maintenance. It has no
+// state: Caddy sets it up before the config's apps, and leaves it in place if
+// they fail.
 type adminAPI struct{}
 
 // CaddyModule returns the Caddy module information.
@@ -40,17 +40,17 @@ func (adminAPI) CaddyModule() caddy.ModuleInfo {
 	}
 }
 
-// Provision adds the metrics to the registry that the admin endpoint is scraped from.
+// Provision adds the metrics to the registry that the admin endpoint serves.
 func (adminAPI) Provision(ctx caddy.Context) error {
 	lastAdmin.Store(ctx.GetMetricsRegistry())
 	return registerMetrics(ctx)
 }
 
-// lastAdmin is the registry of the last config that has an admin endpoint, by which the config
-// is known.
+// lastAdmin is the metrics registry of the last config with an admin endpoint. It identifies
+// that config.
 var lastAdmin atomic.Pointer[prometheus.Registry]
 
-// warnOfNoAdmin warns if nothing can switch the sites of the config.
+// warnOfNoAdmin warns if the config has no admin endpoint to switch its sites.
 func (a *App) warnOfNoAdmin() {
 	if len(a.sites) > 0 && lastAdmin.Load() != a.ctx.GetMetricsRegistry() {
 		a.log.Warn("admin endpoint is off, so sites cannot be switched on this instance; remove `admin off`, or use a socket (for example `admin unix//run/caddy-admin.sock`)")
@@ -79,7 +79,8 @@ func (a adminAPI) serve(w http.ResponseWriter, r *http.Request) error {
 	}
 	name, ofInstances := strings.CutSuffix(name, api.InstancesPath)
 	name, ofPage := strings.CutSuffix(name, api.PagePath)
-	// The body may take as long as its client likes, and the config change meanwhile.
+	// A client may send its body slowly, and the config may change meanwhile: look up the
+	// site only afterwards.
 	body, err := readBody(w, r)
 	if err != nil {
 		return err
@@ -101,8 +102,8 @@ func (a adminAPI) serve(w http.ResponseWriter, r *http.Request) error {
 	return a.serveSite(w, r, app, s, body)
 }
 
-// retainSite returns the running config's site that is called so, which the caller must
-// let go. Until then no reload makes the site another one.
+// retainSite returns the running config's site of that name, which the caller must release
+// with letSiteGo. Until then no reload replaces the site.
 func retainSite(called string) (*App, *configuredSite, error) {
 	for {
 		app, err := runningApp()
@@ -123,12 +124,12 @@ func retainSite(called string) (*App, *configuredSite, error) {
 			}
 			letSiteGo(entry)
 		}
-		// The config has been replaced in between; look at the one that runs now.
+		// The config was replaced meanwhile; look at the one that runs now.
 	}
 }
 
-// checkQuery refuses what would be ignored: a wait that is misspelt, or options
-// that belong in the body.
+// checkQuery refuses parameters that would be ignored: a misspelt wait, or options that
+// belong in the body.
 func checkQuery(r *http.Request) error {
 	known := api.WaitParameter
 	if strings.HasSuffix(strings.TrimRight(r.URL.Path, "/"), api.PagePath) {
@@ -142,7 +143,6 @@ func checkQuery(r *http.Request) error {
 	return nil
 }
 
-// errNoConfig says that there is nothing to be asked about.
 var errNoConfig = caddy.APIError{
 	HTTPStatus: http.StatusServiceUnavailable,
 	Err:        errors.New("no config is running: Caddy is still loading it, or was started without one; try again in a moment"),
@@ -195,12 +195,12 @@ func (adminAPI) serveSite(w http.ResponseWriter, r *http.Request, app *App, s *c
 	if err != nil {
 		return asAPIError(err)
 	}
-	// It is another one after each switch.
+	// It changes with each switch.
 	w.Header().Set("Etag", strconv.Quote(strconv.FormatInt(s.Current().Version(), 10)))
 	return writeJSON(w, app.status(s))
 }
 
-// serveMethod does what a request asks for. All are answered with the site.
+// serveMethod does what a request asks for. The answer to all of them is the site.
 func serveMethod(w http.ResponseWriter, r *http.Request, app *App, s *configuredSite, body []byte) error {
 	cause := site.Cause{Source: site.SourceAPI, Client: r.RemoteAddr, Answered: r.Context().Done()}
 	switch r.Method {
@@ -223,7 +223,7 @@ func serveMethod(w http.ResponseWriter, r *http.Request, app *App, s *configured
 }
 
 // mutation returns what a PUT or PATCH asks for. The body of a PUT may be empty. With
-// If-None-Match: *, a PUT is for a site that is off (RFC 9110, section 13.1.2).
+// If-None-Match: *, a PUT fails if the site is not off (RFC 9110, section 13.1.2).
 func mutation(r *http.Request, body []byte) (site.Mutation, error) {
 	isPut, condition := r.Method == http.MethodPut, r.Header.Get("If-None-Match")
 	if condition != "" && (condition != "*" || !isPut) {
@@ -239,12 +239,12 @@ func mutation(r *http.Request, body []byte) (site.Mutation, error) {
 	return site.Patch{Options: given}, err
 }
 
-// optionParser parses what is given now, with Caddy's durations.
+// optionParser parses options with Caddy's durations, and times relative to now.
 func optionParser() site.Parser {
 	return site.Parser{Durations: caddy.ParseDuration, Now: time.Now()}
 }
 
-// asAPIError gives an error of a switch its status. Others have one, or 500.
+// asAPIError gives an error of a switch its status. Other errors have one, or get 500.
 func asAPIError(err error) error {
 	var status int
 	switch notOn, notOff, conflict, invalid, notStored := new(site.NotOnError), new(site.NotOffError), new(site.ConflictError), new(site.InvalidError), new(store.NotStoredError); {
@@ -266,7 +266,7 @@ func asAPIError(err error) error {
 
 const maxBody = 64 << 10
 
-// readBody reads the body of a switch; other requests have none.
+// readBody reads the body of a PUT or PATCH; other requests have none.
 func readBody(w http.ResponseWriter, r *http.Request) ([]byte, error) {
 	if r.Method != http.MethodPut && r.Method != http.MethodPatch {
 		return nil, nil
@@ -284,8 +284,8 @@ func readBody(w http.ResponseWriter, r *http.Request) ([]byte, error) {
 	return body, nil
 }
 
-// wait returns when the site is drained, or after the time that the request's
-// wait parameter says; at once if it has none.
+// wait returns when the site is drained, or after the time in the request's wait
+// parameter; at once if there is none.
 func wait(r *http.Request, s *configuredSite) error {
 	limit, err := waitLimit(r)
 	if limit == 0 {
@@ -300,7 +300,7 @@ func wait(r *http.Request, s *configuredSite) error {
 	return nil
 }
 
-// waitLimit returns what the request's wait parameter says, 0 if it has none.
+// waitLimit returns the request's wait parameter, 0 if there is none.
 func waitLimit(r *http.Request) (time.Duration, error) {
 	query := r.URL.Query()
 	if !query.Has(api.WaitParameter) {
@@ -347,7 +347,7 @@ func (a *App) status(s *configuredSite) api.Site {
 	return answer
 }
 
-// writeJSON returns when the client has been sent the whole answer.
+// writeJSON writes v, and returns when all of it is sent.
 func writeJSON(w http.ResponseWriter, v any) error {
 	var body bytes.Buffer
 	encoder := json.NewEncoder(&body)
@@ -358,7 +358,7 @@ func writeJSON(w http.ResponseWriter, v any) error {
 	w.Header().Set("Content-Type", "application/json")
 	w.Header().Set("Content-Length", strconv.Itoa(body.Len()))
 	_, _ = w.Write(body.Bytes())
-	_ = http.NewResponseController(w).Flush() // it may have left
+	_ = http.NewResponseController(w).Flush() // fails if the client has left
 	return nil
 }
 

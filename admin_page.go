@@ -20,8 +20,8 @@ import (
 // maxFetch is how long a client waits for pages to be fetched.
 const maxFetch = 10 * time.Second
 
-// servePage answers with the page as a visitor would get it now, or has the custom pages of a
-// site fetched and answers with the site.
+// servePage answers GET with the page as a visitor would get it now. On POST it fetches the
+// site's custom pages and answers with the site.
 func (a *App) servePage(w http.ResponseWriter, r *http.Request, s *configuredSite) error {
 	switch r.Method {
 	case http.MethodGet:
@@ -59,13 +59,13 @@ func (s *configuredSite) showPage(w http.ResponseWriter, r *http.Request) error 
 	st := s.view()
 	shown := represent(r, v, st.State, retryAfter(st.Options(), defaultRetryAfter))
 	if !st.Blocks() {
-		v.Forget() // no visitor asks for it
+		v.Forget() // no visitor needs what was rendered
 	}
 	setEach(w.Header(),
 		"Content-Type", shown.contentType,
 		"Content-Length", strconv.Itoa(len(shown.body)),
 		"Cache-Control", "no-store",
-		"Content-Security-Policy", "sandbox", // the page is not the admin API's own
+		"Content-Security-Policy", "sandbox", // the page must not act on the admin API's origin
 		"X-Content-Type-Options", "nosniff",
 	)
 	if shown.encoding != "" {
@@ -75,7 +75,7 @@ func (s *configuredSite) showPage(w http.ResponseWriter, r *http.Request) error 
 	return nil
 }
 
-// pickPage returns the view of the page that comes from a source, or the only one there is.
+// pickPage returns the view of the page from a source; without one, the only page there is.
 func (s *configuredSite) pickPage(source string) (*siteView, error) {
 	var known []string
 	only := s.views.all()[0]

@@ -25,24 +25,28 @@ func init() {
 	caddy.RegisterModule(new(App))
 }
 
-// App keeps the maintenance state of a config's sites in Caddy's storage, and
-// follows what other instances on the same storage switch. Caddy loads it with the
-// first `maintenance` handler; configure it only to change how other instances are
-// followed.
+// App keeps the maintenance state of the sites in Caddy's storage and follows
+// the switches of other instances that share this storage.
+//
+// Caddy loads it automatically with the first `maintenance` handler; configure it
+// only to change how other instances are followed. `caddy maintenance` shows the
+// state of the sites, and `caddy maintenance instances` shows the instances; the
+// admin API answers the same under `/maintenance` and `/maintenance/instances`.
 type App struct {
-	// How often to look whether another instance has switched a site: one read
-	// from storage each time, however many sites there are. `100ms` to `1m`;
-	// a negative value turns it off, for a single instance on slow storage.
-	// Default: `2s`.
+	// How often to look for switches of other instances. This takes one read from
+	// the storage, however many sites there are. From `100ms` to `1m`; other
+	// positive values are errors. A negative value turns it off, for a single
+	// instance on slow storage: the state is then read only when a config loads and
+	// when a site is switched here. Default: `2s`.
 	SyncInterval caddy.Duration `json:"sync_interval,omitempty"`
 
 	log       *zap.Logger
-	events    *caddyevents.App // may be used when the config runs
+	events    *caddyevents.App // may be used once the config runs
 	self      *store.Self
 	store     *store.Store
 	fleet     *store.Fleet
 	memory    *store.Memory
-	storageID string // by which the memory knows the storage
+	storageID string // identifies the storage among those in the memory
 	instance  string
 	sites     map[string]*configuredSite // those that handlers name
 	templates []*configuredSite          // the templates among them
@@ -52,11 +56,11 @@ type App struct {
 
 	ctx      caddy.Context // ends with the config
 	running  atomic.Bool   // this is or was the running config
-	ended    atomic.Bool   // it has stopped, and its last requests may still come
+	ended    atomic.Bool   // it has stopped; its last requests may still come
 	configID string        // in its reports
 	report   *reportState
 	left     bool          // this config must not report any more; guarded by the turn of report
-	soon     chan struct{} // gets a value when a report is to come out of turn
+	soon     chan struct{} // gets a value when a report is due out of turn
 
 	announced    chan struct{} // closed when the first report is stored, or takes too long
 	setAnnounced func()        // closes it
@@ -76,8 +80,8 @@ func (*App) CaddyModule() caddy.ModuleInfo {
 	}
 }
 
-// Provision sets up the app. Nothing is written and nothing runs in the
-// background before the config does.
+// Provision sets up the app. It writes nothing and starts nothing in the
+// background: the config may never run.
 func (a *App) Provision(ctx caddy.Context) error {
 	if a.SyncInterval == 0 {
 		a.SyncInterval = caddy.Duration(defaultSyncInterval)
@@ -114,7 +118,7 @@ func (a *App) Provision(ctx caddy.Context) error {
 	return nil
 }
 
-// Start begins the app's work. All but the first report waits until the config runs.
+// Start begins the app's work. Everything but the first report waits until the config runs.
 func (a *App) Start() error {
 	go a.announce()
 	go func() {
@@ -138,12 +142,12 @@ func (a *App) Start() error {
 	return nil
 }
 
-// Stop warns of what the config that takes over does not keep closed. The app's
-// work ends with its context.
+// Stop warns of closed sites that the next config does not have. The app's work ends
+// with its context.
 func (a *App) Stop() error {
 	a.ended.Store(true)
 	for _, s := range a.servers {
-		s.stop() // before the load is answered; the server's own word comes later
+		s.stop() // now, before the load is answered; the server's own hook runs later
 	}
 	if next, err := runningApp(); err == nil && a.running.Load() && next != a {
 		a.warnOfSitesThatAreGone(next)
@@ -156,7 +160,7 @@ func (a *App) Stop() error {
 	return nil
 }
 
-// Cleanup removes the report if no config runs any more, or if this one has failed before it
+// Cleanup removes the report if no config runs any more, or if this config failed before it
 // ran and no other one reports.
 func (a *App) Cleanup() error {
 	a.leaveSites()
@@ -173,11 +177,11 @@ func (a *App) Cleanup() error {
 	return nil
 }
 
-// runningApp returns the app of the running config, or one without sites if it has
-// none. It is asked for only where Caddy leaves no other way: by the admin API and the
-// metrics, which Caddy sets up before the apps and keeps when a config fails; by the
-// queue of events, which outlives configs; and by an app that wants to know whether its
-// own config has come to run, or which one has taken over, for Caddy does not tell.
+// runningApp returns the app of the running config, or an app without sites if it has
+// none. It is for code to which Caddy gives no app: the admin API and the metrics, which
+// Caddy sets up before the apps and keeps when a config fails; the queue of events, which
+// outlives configs; and an app that needs to know whether its own config runs, or which
+// config replaced it.
 func runningApp() (*App, error) {
 	ctx := caddy.ActiveContext()
 	if ctx.Context == nil {
@@ -193,9 +197,9 @@ func runningApp() (*App, error) {
 	return app.(*App), nil
 }
 
-// untilRunning waits until this is the running config, and reports whether it
-// came to that: a config can still fail when all its apps have started, and
-// after Caddy has emitted "started", and a failed one must leave no trace.
+// untilRunning waits until this is the running config, and reports whether that
+// happened. A config can still fail after all its apps have started, and after Caddy has
+// emitted "started"; a failed one must leave no trace.
 func (a *App) untilRunning() bool {
 	ticker := time.NewTicker(20 * time.Millisecond)
 	defer ticker.Stop()
@@ -219,7 +223,7 @@ func checkSyncInterval(d time.Duration) error {
 	return nil
 }
 
-// syncInterval is how the interval is called in answers.
+// syncInterval returns the interval as answers have it.
 func (a *App) syncInterval() string {
 	if a.SyncInterval < 0 {
 		return api.SyncOff
@@ -229,21 +233,21 @@ func (a *App) syncInterval() string {
 
 // Sites
 
-// takeRead applies what another instance may have switched.
+// takeRead applies a record that was read; another instance may have switched the site.
 func (a *App) takeRead(s *configuredSite, read site.Read) {
 	s.followed.Note(read)
 	a.publish(s, s.Apply(read, site.Cause{Source: site.SourceSync}, time.Now()))
 }
 
-// serverStop is what ends the holds of a server: stop closes stopping.
+// serverStop ends the holds of a server: stop closes stopping.
 type serverStop struct {
 	stopping <-chan struct{}
 	stop     func()
 }
 
-// stopping returns a channel that is closed when the config is unloaded. Cleanup
-// would come too late, for Caddy calls it when all requests have ended; Stop may,
-// when Caddy exits and stops this app after http.
+// stopping returns a channel that is closed when the config is unloaded. Cleanup would be
+// too late: Caddy calls it when all requests have ended. So may Stop be: when Caddy exits, it
+// may stop this app after http.
 func (a *App) stopping(s *caddyhttp.Server) <-chan struct{} {
 	known, ok := a.servers[s]
 	if !ok {
@@ -263,13 +267,13 @@ func (a *App) stopping(s *caddyhttp.Server) <-chan struct{} {
 
 // Switching
 
-// switchSite switches a site, and returns when that is done, or after the time that the
-// storage has. The switch is carried through whether or not its client waits for it.
+// switchSite switches a site. It returns when that is done, or after store.Timeout. The
+// switch goes on whether or not its client waits.
 func (a *App) switchSite(s *configuredSite, m site.Mutation, cause site.Cause) error {
 	if err := a.store.TakeTurn(s.Site); err != nil {
 		return fmt.Errorf("switching site %s: %w", s.Name, err)
 	}
-	sites.Hold(s.entry) // the switch may go on when its client has been answered
+	sites.Hold(s.entry) // the switch may go on after its client is answered
 	done := make(chan error, 1)
 	go func() {
 		defer func() {
@@ -292,7 +296,7 @@ func (a *App) carryOut(s *configuredSite, m site.Mutation, cause site.Cause) err
 	defer a.saveMemory()
 	for change, err := range a.store.Switch(s.configured(), m, cause) {
 		if err != nil {
-			s.followed.ReadAgain() // what was read meanwhile may have been left to this switch
+			s.followed.ReadAgain() // a read during the switch may have left the record to it
 			return err
 		}
 		a.notify(s, change)

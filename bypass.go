@@ -15,11 +15,11 @@ import (
 	"example.com/caddy-maintenance/internal/site"
 )
 
-// maxBypassCookies is how many cookies of a request are looked at.
+// maxBypassCookies is how many cookies of a request are checked.
 const maxBypassCookies = 16
 
-// serveBypass serves a request that a secret lets through: one with its cookie, which
-// goes on, or its link, which sets the cookie. It reports whether it was one.
+// serveBypass serves a request with the bypass secret, and reports whether it was one. A
+// request with the cookie is passed on; one for the link gets the cookie.
 func (h *Handler) serveBypass(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler, v site.View) (bool, error) {
 	b := v.Options().Bypass
 	if b == nil {
@@ -38,17 +38,17 @@ func (h *Handler) serveBypass(w http.ResponseWriter, r *http.Request, next caddy
 	h.observe(r, wasBypassed)
 	err := h.forward(newPrivateWriter(w), r, next, v)
 	if err != nil {
-		forbidCaching(w.Header()) // of the answer to the error
+		forbidCaching(w.Header()) // for the error response
 	}
 	return true, err
 }
 
-// passedKey is the key, in a request's context, of the pass by which a gate of the site
-// has let it through.
+// passedKey is the key, in a request's context, of the ID of the bypass secret with which
+// another handler of the site has passed it on.
 type passedKey struct{ site string }
 
-// hidesLink leaves a request with the secret in its path out of the access log, and
-// reports whether it is one.
+// hidesLink reports whether the request has the secret in its path, and if so leaves it out
+// of the access log.
 func hidesLink(r *http.Request, b *site.Bypass) bool {
 	if !b.ContainsSecret(originalURL(r).Path) {
 		return false
@@ -57,8 +57,8 @@ func hidesLink(r *http.Request, b *site.Bypass) bool {
 	return true
 }
 
-// hideError answers a request that has failed if its path has the secret: Caddy would log
-// the path with the error, which may contain it, too.
+// hideError answers a failed request itself if its path has the secret. Caddy would log the
+// path, and the error, which may contain the secret, too.
 func (h *Handler) hideError(w http.ResponseWriter, isLink bool, err error) error {
 	if err == nil || !isLink {
 		return err
@@ -72,8 +72,8 @@ func (h *Handler) hideError(w http.ResponseWriter, isLink bool, err error) error
 	return nil
 }
 
-// hasCookie looks at several cookies: another site on the domain, or another path,
-// may have set one of the name.
+// hasCookie reports whether the request has the cookie of the secret. It checks several
+// cookies: another site on the domain, or another path, may have set one of the same name.
 func (h *Handler) hasCookie(r *http.Request, b *site.Bypass) bool {
 	if id, ok := r.Context().Value(passedKey{h.site.Name}).(string); ok && id == b.ID {
 		return true
@@ -87,8 +87,8 @@ func (h *Handler) hasCookie(r *http.Request, b *site.Bypass) bool {
 	return false
 }
 
-// forward passes on a request of a site that is in maintenance. The cookie does not go
-// on; the site may have another gate behind this, which has to know of it.
+// forward passes on a request of a site that is in maintenance. It removes the cookie, and
+// notes it in the context for another handler of the site further down the route.
 func (h *Handler) forward(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler, v site.View) error {
 	givePlaceholders(r, v)
 	b := v.Options().Bypass
@@ -104,9 +104,10 @@ func (h *Handler) forward(w http.ResponseWriter, r *http.Request, next caddyhttp
 	return next.ServeHTTP(w, r)
 }
 
-const whitespace = " \t\r\n" // as net/http has it in cookies
+const whitespace = " \t\r\n" // what net/http trims in cookies
 
-// withoutCookie leaves the other cookies as they are.
+// withoutCookie returns the lines without the cookie of that name. Other cookies stay as they
+// are.
 func withoutCookie(lines []string, name string) []string {
 	var kept []string
 	for _, line := range lines {
@@ -123,12 +124,12 @@ func withoutCookie(lines []string, name string) []string {
 	return kept
 }
 
-// grant answers a link with the cookie, and leads back into the site.
+// grant answers a request for the link: it sets the cookie and redirects into the site.
 func (h *Handler) grant(w http.ResponseWriter, r *http.Request, before, cookie string) {
 	client, _ := caddyhttp.GetVar(r.Context(), caddyhttp.ClientIPVarKey).(string)
 	h.log.Info("bypass granted", zap.String("site", h.site.Name), zap.String("client", client))
 
-	http.SetCookie(w, &http.Cookie{ //nolint:gosec // a site without TLS cannot have a secure one
+	http.SetCookie(w, &http.Cookie{ //nolint:gosec // a site without TLS cannot have a secure cookie
 		Name:     h.cookieName,
 		Value:    cookie,
 		Path:     "/",
@@ -142,7 +143,7 @@ func (h *Handler) grant(w http.ResponseWriter, r *http.Request, before, cookie s
 	w.WriteHeader(http.StatusSeeOther)
 }
 
-// originalURL is what the client asked for, whatever has been rewritten since.
+// originalURL returns the URL that the client asked for, before any rewrite.
 func originalURL(r *http.Request) *url.URL {
 	if original, ok := r.Context().Value(caddyhttp.OriginalRequestCtxKey).(http.Request); ok {
 		return original.URL
@@ -150,8 +151,8 @@ func originalURL(r *http.Request) *url.URL {
 	return r.URL
 }
 
-// isHTTPS reports whether the client's connection is encrypted, as far as a
-// proxy in between is trusted to say so.
+// isHTTPS reports whether the client's connection is encrypted. A proxy in between may say
+// so if it is trusted.
 func isHTTPS(r *http.Request) bool {
 	if r.TLS != nil {
 		return true
@@ -160,7 +161,7 @@ func isHTTPS(r *http.Request) bool {
 	return trusted && strings.EqualFold(r.Header.Get("X-Forwarded-Proto"), "https")
 }
 
-// privateWriter keeps what one visitor is let through to from the caches of others.
+// privateWriter forbids caching of a bypassed response, which is for one visitor only.
 type privateWriter struct {
 	*caddyhttp.ResponseWriterWrapper
 	wroteHeader bool

@@ -17,14 +17,14 @@ import (
 
 func init() {
 	httpcaddyfile.RegisterHandlerDirective("maintenance", parseDirective)
-	// A header block that deletes anything is applied when the response is written. Inside
-	// the gate it applies to the app's response alone; around it, it would overwrite
+	// Caddy defers a header block that deletes a field until the response is written. After
+	// this directive it applies to the app's response only; before it, it would overwrite
 	// Cache-Control and make 503s cacheable.
 	httpcaddyfile.RegisterDirectiveOrder("maintenance", httpcaddyfile.Before, "header")
 	httpcaddyfile.RegisterGlobalOption("maintenance", parseGlobalOption)
 }
 
-// parseDirective sets up a handler from Caddyfile tokens. Syntax:
+// parseDirective sets up the handler from Caddyfile tokens. Syntax:
 //
 //	maintenance [<matcher>] <site> {
 //	    page          <url|file>
@@ -37,8 +37,9 @@ func init() {
 //	    initial_state on|off
 //	}
 //
-// A site may contain placeholders, such as {host}: each value is a site of its own. A bypass
-// may be given more than once: what matches any of them is let through.
+// The site is required and may contain placeholders, such as {host}: each value is then a
+// separate site. bypass may be repeated: a request that matches any of them is bypassed. In a
+// block, all matchers must match.
 func parseDirective(h httpcaddyfile.Helper) (caddyhttp.MiddlewareHandler, error) {
 	h.Next() // consume directive name
 	if !h.NextArg() {
@@ -66,8 +67,8 @@ func parseDirective(h httpcaddyfile.Helper) (caddyhttp.MiddlewareHandler, error)
 			if err != nil {
 				return nil, err
 			}
-			// What a placeholder stands for is known when the config loads, and a file may be
-			// on the machine that loads it only.
+			// Placeholders are replaced when the config loads, and files are read then: the
+			// config may be adapted on another machine.
 			if !strings.Contains(location, "{") {
 				if _, err := page.ParseSource(location); err != nil {
 					return nil, h.WrapErr(fmt.Errorf("page: %w", err))
@@ -117,8 +118,7 @@ func parseDirective(h httpcaddyfile.Helper) (caddyhttp.MiddlewareHandler, error)
 	return handler, nil
 }
 
-// parseBypass parses what follows the word: a matcher token or a block of
-// matchers.
+// parseBypass parses the matcher token or the block of matchers after bypass.
 func parseBypass(h httpcaddyfile.Helper) (caddy.ModuleMap, error) {
 	matcherSet, isMatcher, err := h.MatcherToken()
 	switch {
@@ -191,7 +191,7 @@ func parseGlobalOption(d *caddyfile.Dispenser, existing any) (any, error) {
 	}, nil
 }
 
-// parseOneArg returns the one argument of a subdirective.
+// parseOneArg returns the only argument of a subdirective.
 func parseOneArg(d *caddyfile.Dispenser) (string, error) {
 	name := d.Val()
 	args := d.RemainingArgs()

@@ -12,19 +12,17 @@ import (
 	"example.com/caddy-maintenance/internal/site"
 )
 
-// event is what handlers of the events app are told when a maintenance has begun, is
-// scheduled or has ended.
+// event is what the events app emits when a maintenance begins, is scheduled or ends.
 type event struct {
 	name     string
 	data     map[string]any
-	answered <-chan struct{} // closed when the client that made the change has its answer; nil if there is none
+	answered <-chan struct{} // closed when the client that made the change has its answer; nil without a client
 }
 
-// events holds what is to be emitted, whichever config is running by then.
+// events holds the events that are not emitted yet. It outlives configs.
 var events eventQueue
 
-// emitLater has the event of a maintenance with these options emitted, when the client
-// that has made the change has its answer.
+// emitLater emits an event when the client that made the change has its answer.
 func emitLater(name, siteName string, o *site.Options, cause site.Cause) {
 	events.add(event{
 		name: name,
@@ -36,7 +34,7 @@ func emitLater(name, siteName string, o *site.Options, cause site.Cause) {
 	})
 }
 
-// formatTime is how events and placeholders have a time, "" if there is none.
+// formatTime formats a time for events and placeholders, the zero time as "".
 func formatTime(t time.Time) string {
 	if t.IsZero() {
 		return ""
@@ -44,8 +42,8 @@ func formatTime(t time.Time) string {
 	return t.Format(time.RFC3339)
 }
 
-// eventQueue holds events until they have been emitted. Handlers may take as long as
-// they like, so whoever changes a site does not wait for them.
+// eventQueue holds events until they are emitted. Event handlers may be slow, so changes of a
+// site do not wait for them.
 type eventQueue struct {
 	mu     sync.Mutex
 	events []event // the first is being emitted
@@ -60,7 +58,7 @@ func (q *eventQueue) add(e event) {
 	}
 }
 
-// emit emits each event, until there are no more.
+// emit emits the events until the queue is empty.
 func (q *eventQueue) emit() {
 	for {
 		q.mu.Lock()
@@ -77,19 +75,19 @@ func (q *eventQueue) emit() {
 	}
 }
 
-// maxEventTime is how long the handlers of an event may take before the next one is
+// maxEventTime is how long the handlers of an event may take before the next event is
 // emitted.
 const maxEventTime = time.Minute
 
-// emit tells the handlers of the config that runs by then. A reload does not end that,
-// and what becomes of a handler is not Caddy's end.
+// emit calls the event handlers of the config that runs by then. A reload does not interrupt
+// them, and their panic does not end Caddy.
 func (e event) emit() {
 	timer := time.NewTimer(maxEventTime)
 	defer timer.Stop()
 	if e.answered != nil {
 		select {
 		case <-e.answered:
-		case <-timer.C: // the client does not take it
+		case <-timer.C: // the client does not read its answer
 		}
 		timer.Reset(maxEventTime)
 	}

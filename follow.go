@@ -15,24 +15,24 @@ import (
 )
 
 const (
-	maxLoggedSites = 10 // in one line of the log
-	maxJournaled   = 16 // records that were stored again and get an entry each in the journal
+	maxLoggedSites = 10 // in one log line
+	maxJournaled   = 16 // restored records that still get a journal entry each
 )
 
-// maxSyncReads is how long a sync waits for records before it reports. Those that take
-// longer are reported as not yet read.
+// maxSyncReads is how long a sync waits for records before it reports. It reports slower
+// ones as not yet read.
 const maxSyncReads = time.Second
 
-// lastSync is when a running config has last found the storage readable.
+// lastSync is the time of the last successful sync of a running config.
 var lastSync atomic.Pointer[time.Time]
 
-// follower keeps the sites of the running config as other instances switch them, and as
-// the clock does, and reports how far it has come.
+// follower applies the switches of other instances, and those by the clock, to the sites of
+// the running config, and reports how far it has come.
 type follower struct {
 	*App
 	store.Follower
-	reported time.Time         // when a report was last handed over
-	reports  chan store.Report // the next one to be stored
+	reported time.Time         // when the last report was handed over
+	reports  chan store.Report // the next report to store
 }
 
 func newFollower(a *App) *follower {
@@ -45,14 +45,14 @@ func newFollower(a *App) *follower {
 func (f *follower) run() {
 	interval := f.Interval
 	if interval < 0 {
-		interval = defaultSyncInterval // for what could not be read yet
+		interval = defaultSyncInterval // for records that could not be read yet
 	}
 	f.takeOver()
 	go f.storeReports()
 	for {
 		began := time.Now()
 		f.sync()
-		// Instances that began together do not stay in step.
+		// Jitter keeps instances that began together from staying in step.
 		jitter := time.Duration(weakrand.Int64N(int64(interval) / 4)) //nolint:gosec // no secret
 		if !f.pause(time.Until(began.Add(interval - jitter))) {
 			return
@@ -60,8 +60,8 @@ func (f *follower) run() {
 	}
 }
 
-// pause waits until the next sync, and reports out of turn meanwhile. It returns false if
-// the config ends.
+// pause waits until the next sync is due, and meanwhile reports out of turn if asked to. It
+// returns false if the config ends.
 func (f *follower) pause(d time.Duration) bool {
 	next := time.NewTimer(d)
 	defer next.Stop()
@@ -111,7 +111,7 @@ func (f *follower) sync() {
 	}
 }
 
-// readAll reads records again, and returns when that is done or has taken too long.
+// readAll reads records again. It returns when that is done, or after maxSyncReads.
 func (f *follower) readAll(list []*store.Followed) {
 	done := make(chan struct{})
 	go func() {
@@ -126,8 +126,8 @@ func (f *follower) readAll(list []*store.Followed) {
 	}
 }
 
-// readAgain applies what is stored of sites, and has records stored again that the storage
-// has lost, or has older ones of.
+// readAgain reads and applies the records of sites. It restores records that the storage has
+// lost or has in an older version.
 func (f *follower) readAgain(list []*store.Followed) {
 	var reads sync.WaitGroup
 	var mu sync.Mutex
@@ -155,7 +155,7 @@ func (f *follower) readAgain(list []*store.Followed) {
 	for _, followed := range list {
 		if s := f.lookup(followed.Name); s != nil {
 			read(s)
-		} // else its config has gone
+		} // else the site has gone from memory
 	}
 	reads.Wait()
 	f.saveMemory()
@@ -166,7 +166,7 @@ func (f *follower) readAgain(list []*store.Followed) {
 	f.log.Warn("state of sites was missing or outdated in storage; it was written again",
 		zap.Int("count", len(restored)), zap.Strings("sites", restored[:min(len(restored), maxLoggedSites)]))
 	if len(restored) > maxJournaled {
-		return // the storage has lost so much that others have noticed
+		return // so many that other instances have noticed the loss themselves
 	}
 	for _, name := range restored {
 		if s := f.lookup(name); s != nil {
@@ -175,8 +175,8 @@ func (f *follower) readAgain(list []*store.Followed) {
 	}
 }
 
-// applyListing brings the sites of a template into memory that have a record and are not
-// there, and returns those that are to be read.
+// applyListing brings the template's sites with a record into memory, and returns those that
+// must be read.
 func (f *follower) applyListing(t *configuredSite, l store.Listing) (found []*configuredSite) {
 	verified := t.followed.Verified()
 	for _, name := range l.Names {
@@ -189,7 +189,7 @@ func (f *follower) applyListing(t *configuredSite, l store.Listing) (found []*co
 		}
 		isNew := false
 		s := f.follow(entry, func(s *store.Followed) {
-			if isNew = !s.Waits(); isNew { // else it is being loaded
+			if isNew = !s.Waits(); isNew { // otherwise it is already loading
 				s.Expect()
 			}
 			if verified {
@@ -205,8 +205,8 @@ func (f *follower) applyListing(t *configuredSite, l store.Listing) (found []*co
 	return found
 }
 
-// applyRead applies what is stored of a site, and reports whether the record had to be
-// stored again.
+// applyRead applies a record, and reports whether the record in memory was restored to the
+// storage.
 func (f *follower) applyRead(s *configuredSite, read site.Read) (restored bool) {
 	before, verified := s.Current().Version(), s.followed.Verified()
 	f.takeRead(s, read)
@@ -220,15 +220,15 @@ func (f *follower) applyRead(s *configuredSite, read site.Read) (restored bool) 
 		}
 		return restored
 	case errors.Is(read.Err, site.ErrOutdated):
-		_ = f.fleet.AskForRecord(f.ctx, s.Name) // whoever has the newer record stores it again
+		_ = f.fleet.AskForRecord(f.ctx, s.Name) // an instance with the newer record restores it
 	case verified && s.Current().Version() > max(before, s.StoredVersion.Load()):
 		f.store.AddEntry(f.ctx, s.Site)
 	}
 	return false
 }
 
-// restore stores the state in memory again. It does nothing if a switch is under way, which
-// stores one itself.
+// restore stores the state in memory again. It does nothing if a switch is under way: that
+// stores a newer state.
 func (f *follower) restore(s *configuredSite) (done, restored bool) {
 	if !sites.Retain(s.entry) {
 		return false, false
@@ -247,7 +247,7 @@ func (f *follower) restore(s *configuredSite) (done, restored bool) {
 	return true, restored
 }
 
-// reportProgress reports what has been applied, and then what is in flight.
+// reportProgress reports what was applied and, counted after that, what is in flight.
 func (f *follower) reportProgress() {
 	if !f.hasReport() {
 		return
@@ -261,7 +261,7 @@ func (f *follower) reportProgress() {
 			continue
 		}
 		r.Closed = append(r.Closed, name)
-		// If the site is not in memory, its template has its requests.
+		// If the site is not in memory, its template counts its requests.
 		if t := (store.Traffic{InFlight: f.inFlightBeside(name)}); t != (store.Traffic{}) {
 			r.Sites[name] = t
 		}
@@ -275,14 +275,14 @@ func (f *follower) reportProgress() {
 		}
 	}
 	select {
-	case <-f.reports: // which nobody has stored yet
+	case <-f.reports: // an older report that is not stored yet
 	default:
 	}
 	f.reports <- r
 	f.reported = time.Now()
 }
 
-// storeReports stores reports, which no sync waits for.
+// storeReports stores reports. No sync waits for it.
 func (f *follower) storeReports() {
 	for {
 		select {
@@ -294,15 +294,15 @@ func (f *follower) storeReports() {
 	}
 }
 
-// watchFleet looks at the reports of other instances, and removes those of instances that
-// have been gone for long.
+// watchFleet reads the reports of other instances, and removes those of instances that have
+// been gone for long.
 func (f *follower) watchFleet() {
 	ticker := time.NewTicker(store.ObserveInterval)
 	defer ticker.Stop()
 	for f.hasReport() {
 		if f.fleet.Observe(f.ctx) == nil {
 			f.fleet.RemoveGone(f.ctx, time.Now())
-		} // else the sync says what is wrong with the storage
+		} // else the sync logs what is wrong with the storage
 		select {
 		case <-ticker.C:
 		case <-f.ctx.Done():
@@ -311,8 +311,8 @@ func (f *follower) watchFleet() {
 	}
 }
 
-// watchClock notices within a second that a maintenance has begun or ended by itself.
-// Requests do not depend on it.
+// watchClock publishes within a second that a scheduled maintenance began, or one ended by
+// itself. Requests do not depend on it.
 func (f *follower) watchClock() {
 	ticker := time.NewTicker(time.Second)
 	defer ticker.Stop()

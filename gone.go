@@ -5,13 +5,13 @@ import (
 	"time"
 )
 
-// goneSites holds the sites that were in maintenance, or scheduled, when a reload took their
-// directive away, as the config had them that had it last, so that nobody forgets them: until they are
-// switched off, are back, or no config runs any more. No gate keeps their requests out.
+// goneSites holds sites whose directive a reload has removed while they were in maintenance or
+// scheduled, so that nobody forgets them. No handler blocks their requests. Each is held as the
+// last config had it, until it is switched off, its directive is back, or no config runs any
+// more.
 var goneSites readList[*configuredSite]
 
-// keepsGone is for how long one that was switched off can still be asked for, by who has done
-// that.
+// keepsGone is how long such a site can still be queried after it was switched off.
 const keepsGone = time.Minute
 
 // keepGone keeps a site whose directive has gone.
@@ -22,7 +22,8 @@ func keepGone(s *configuredSite) {
 	})
 }
 
-// dropGone drops those of these sites that the config has, and those that are off.
+// dropGone drops the gone sites that the config has again, and those that were switched off
+// longer than keepsGone ago.
 func (a *App) dropGone() {
 	dropGoneIf(func(s *configuredSite) bool {
 		v := s.view()
@@ -30,7 +31,7 @@ func (a *App) dropGone() {
 	})
 }
 
-// dropAllGone drops all of them, when no config runs any more.
+// dropAllGone drops all gone sites.
 func dropAllGone() { dropGoneIf(func(*configuredSite) bool { return true }) }
 
 func dropGoneIf(isOver func(*configuredSite) bool) {
@@ -41,7 +42,7 @@ func dropGoneIf(isOver func(*configuredSite) bool) {
 	}
 }
 
-// goneSite returns a site that has gone from the config, nil if there is none of that name.
+// goneSite returns the gone site of that name, nil if there is none.
 func (a *App) goneSite(name string) *configuredSite {
 	gone := goneSites.all()
 	i := slices.IndexFunc(gone, func(s *configuredSite) bool { return s.Name == name })
@@ -51,8 +52,8 @@ func (a *App) goneSite(name string) *configuredSite {
 	return gone[i]
 }
 
-// thatReaches returns the config by which to switch a site that has gone: this one if it has the
-// storage, for that of the other has ended with it, or may have.
+// thatReaches returns the config to switch a gone site with: this one if it has the same
+// storage. The storage of the old config may have ended with it.
 func (a *App) thatReaches(s *configuredSite) *App {
 	if a.store != nil && a.storageID == s.app.storageID {
 		return a
@@ -63,7 +64,7 @@ func (a *App) thatReaches(s *configuredSite) *App {
 // isGone reports whether the site has gone from the config.
 func (s *configuredSite) isGone() bool { return slices.Contains(goneSites.all(), s) }
 
-// syncGone looks whether sites that have gone from the config have been switched off elsewhere.
+// syncGone applies switches of gone sites by other instances.
 func (f *follower) syncGone() {
 	f.dropGone()
 	for _, s := range goneSites.all() {

@@ -9,34 +9,34 @@ import (
 )
 
 const (
-	maxHeld       = 1024     // requests of a site, at once
-	maxHeldMemory = 64 << 10 // of each
+	maxHeld       = 1024     // requests of a site at once
+	maxHeldMemory = 64 << 10 // bytes for each request
 
-	// fieldMemory is what Go takes for a header field beside its bytes: in the request's
-	// map, and again in the copy that Caddy logs.
+	// fieldMemory is what Go needs for a header field in addition to its bytes: in the
+	// request's map, and again in the copy that Caddy logs.
 	fieldMemory = 256
 )
 
 // hold is a request's wait for the end of a maintenance.
 type hold struct {
 	handler *Handler
-	since   time.Time // when it began, first
+	since   time.Time // when the first wait began
 }
 
-// holdEnd is how a wait ended.
+// holdEnd says how a wait ended.
 type holdEnd int
 
 const (
-	blocked  holdEnd = iota // its time is over, or it never began
+	blocked  holdEnd = iota // the time is over, or the request cannot be held
 	released                // the site may be open
 	canceled                // the client has left
 	shutdown                // the config is being unloaded
 )
 
-// wait holds a request until the site is no longer in the state that v shows, if the
-// options of that say so and there is room.
+// wait holds a request until the site leaves the state that v shows, if that state has a
+// hold and there is room.
 func (hd *hold) wait(w http.ResponseWriter, r *http.Request, v site.View) holdEnd {
-	requeued := !hd.since.IsZero() // it keeps its place, though newcomers may have come meanwhile
+	requeued := !hd.since.IsZero() // it keeps its place, even if new requests have filled the room
 	if !requeued {
 		hd.since = time.Now()
 	}
@@ -74,8 +74,7 @@ func (hd *hold) wait(w http.ResponseWriter, r *http.Request, v site.View) holdEn
 	return hd.orShutdown(released)
 }
 
-// memoryOf is about what a request takes in memory when its body, whose length is known,
-// has been read.
+// memoryOf estimates the memory of a request whose body, of known length, has been read.
 func memoryOf(r *http.Request) int64 {
 	memory := r.ContentLength + int64(len(r.RequestURI))
 	for name, values := range r.Header {
@@ -86,9 +85,9 @@ func memoryOf(r *http.Request) int64 {
 	return memory
 }
 
-// deadline is how long a request is held in a state of the site, counted from when it
-// came; zero if it is not. A server that limits how long an answer takes leaves half of
-// that to the app: what it gets too late it would carry out, and its client never know.
+// deadline returns until when a request is held in a state of the site, counted from its
+// arrival; zero if it is not held. If the server has a write timeout, half of that is left to
+// the app: otherwise the app could carry out a request whose client gets no response.
 func (hd *hold) deadline(v site.View) time.Time {
 	limit := v.Options().Hold.Value
 	if limit == 0 {
@@ -110,8 +109,8 @@ func (hd *hold) orShutdown(end holdEnd) holdEnd {
 	}
 }
 
-// readBody reads a request to its end: only then does the server notice when the
-// client leaves. It returns false if the wait is over before.
+// readBody reads a request to its end: only then does the server notice when the client
+// leaves. It returns false if the wait ends before.
 func (hd *hold) readBody(w http.ResponseWriter, r *http.Request) bool {
 	if _, ok := r.Body.(*bufferedBody); !ok && r.ContentLength > 0 {
 		done, watched := make(chan struct{}), make(chan bool)
@@ -127,7 +126,7 @@ func (hd *hold) readBody(w http.ResponseWriter, r *http.Request) bool {
 		close(done)
 		if inTime := <-watched; err != nil || !inTime {
 			if r.ProtoMajor == 1 {
-				w.Header().Set("Connection", "close") // its next request could not be read
+				w.Header().Set("Connection", "close") // the client's next request could not be read
 			}
 			return false
 		}
@@ -136,8 +135,8 @@ func (hd *hold) readBody(w http.ResponseWriter, r *http.Request) bool {
 	return true
 }
 
-// watch returns true when done is closed, or false if the wait is over before.
-// Once the site is open the rest may take as long as it takes.
+// watch returns true when done is closed, or false if the wait ends before. Once the site is
+// open, the wait has no end.
 func (hd *hold) watch(done <-chan struct{}) bool {
 	for {
 		v := hd.handler.site.view()

@@ -17,11 +17,11 @@ import (
 	"example.com/caddy-maintenance/internal/store"
 )
 
-// pollInterval is how often the reports of instances that are not done are read while
-// somebody waits for them; twice in sync_interval, if that is more often.
+// pollInterval is how often the reports of other instances are read while a client waits for
+// them. If sync_interval is short, they are read twice in that time.
 const pollInterval = 250 * time.Millisecond
 
-// standings are how the standings of an instance are called in answers and metrics.
+// standings are the names of an instance's standings in answers and metrics.
 var standings = [...]string{
 	store.Confirmed: api.InstanceConfirmed,
 	store.Pending:   api.InstancePending,
@@ -30,8 +30,8 @@ var standings = [...]string{
 	store.Absent:    api.InstanceAbsent,
 }
 
-// serveFleet serves the instances on the storage: all of them, and that one which is to be
-// forgotten.
+// serveFleet serves the instances on the storage: GET lists them, and DELETE of a named one
+// forgets it.
 func (a adminAPI) serveFleet(w http.ResponseWriter, r *http.Request, name string) error {
 	app, err := runningApp()
 	if err != nil {
@@ -51,9 +51,9 @@ func (a adminAPI) serveFleet(w http.ResponseWriter, r *http.Request, name string
 	return app.serveInstances(w, r, nil)
 }
 
-// serveInstances answers with the instances as soon as all have confirmed what is stored of
-// the site and, if it is closed, none of them has requests of it in flight; or after the
-// time that the request's wait parameter says. Without a site, it is about all.
+// serveInstances answers with the instances as soon as all have confirmed the site's record
+// and, if the site is closed, none has its requests in flight; or else after the time in the
+// request's wait parameter. If s is nil, it is about all sites.
 func (a *App) serveInstances(w http.ResponseWriter, r *http.Request, s *configuredSite) error {
 	if r.Method != http.MethodGet {
 		return methodNotAllowed(w, r, "GET")
@@ -77,7 +77,7 @@ func (a *App) awaitInstances(ctx context.Context, s *configuredSite, limit time.
 	name, version := "", int64(0)
 	if s != nil {
 		name = s.Name
-		read := a.store.Load(ctx, s.Site) // another instance may have switched it
+		read := a.store.Load(ctx, s.Site) // another instance may have switched the site
 		a.takeRead(s, read)
 		if read.Err != nil && !errors.Is(read.Err, site.ErrInvalid) {
 			return nil, read.Err
@@ -122,7 +122,7 @@ func (a *App) pollInterval() time.Duration {
 	return min(pollInterval, time.Duration(a.SyncInterval)/2)
 }
 
-// instances returns what is known of all instances, this one included, which of the others
+// instances returns what is known of all instances, including this one, which of the others
 // are done, and whether all are.
 func (a *App) instances(s *configuredSite) (list []api.Instance, done map[string]bool, all bool) {
 	name, version, closed := "", int64(0), false
@@ -140,7 +140,7 @@ func (a *App) instances(s *configuredSite) (list []api.Instance, done map[string
 			answer.Drained = i.Drained(name)
 			done[i.Name] = answer.Drained
 			if i.Standing == store.Confirmed && !i.IsClosed(name) {
-				answer.State = api.InstancePending // somebody has just switched it there
+				answer.State = api.InstancePending // it was switched there just now
 				if time.Since(i.Asked) > i.Patience() {
 					answer.State = api.InstanceSilent
 				}
@@ -167,7 +167,7 @@ func answerOf(i store.Instance) api.Instance {
 	return answer
 }
 
-// ownInstance is this instance, of which nothing has to be read.
+// ownInstance returns this instance.
 func (a *App) ownInstance(s *configuredSite) api.Instance {
 	own := api.Instance{
 		Instance: a.instance, ID: a.self.Name(), State: api.InstanceConfirmed,
@@ -190,7 +190,7 @@ func (a *App) ownInstance(s *configuredSite) api.Instance {
 	return own
 }
 
-// forget removes the report of an instance that does not answer any more.
+// forget removes the report of a silent instance.
 func (a *App) forget(ctx context.Context, w http.ResponseWriter, name string) error {
 	if err := a.look(ctx); err != nil {
 		return err
@@ -226,7 +226,7 @@ func (a *App) forget(ctx context.Context, w http.ResponseWriter, name string) er
 	return writeJSON(w, list)
 }
 
-// look reads what all other instances report.
+// look reads the reports of all other instances.
 func (a *App) look(ctx context.Context) error {
 	if err := a.fleet.List(ctx); err != nil {
 		return err
@@ -234,7 +234,7 @@ func (a *App) look(ctx context.Context) error {
 	return a.fleet.Look(ctx, nil)
 }
 
-// awaitSilence asks an instance, and returns an error if it answers.
+// awaitSilence asks an instance for a report, and returns an error if it answers.
 func (a *App) awaitSilence(ctx context.Context, name string) error {
 	question, err := a.fleet.AskAnew(ctx)
 	if err != nil {

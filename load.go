@@ -20,26 +20,26 @@ import (
 	"example.com/caddy-maintenance/internal/store"
 )
 
-// maxAnnounce is how long requests wait, when a config starts, for its report to be stored.
-// It is longer than any storage takes that is of use.
+// maxAnnounce is how long requests wait for the first report to be stored when a config
+// starts. No usable storage takes that long.
 const maxAnnounce = 2 * time.Second
 
-// loading is the sites whose records have still to begin to be read for the first time.
+// loading holds the sites whose records no read has begun for yet.
 type loading struct {
 	mu      sync.Mutex
 	queue   []*configuredSite
-	hurried []*configuredSite // those of the queue that requests wait for
-	loads   int               // how many are at work with the queue
+	hurried []*configuredSite // those in the queue that requests wait for
+	loads   int               // how many goroutines work off the queue
 }
 
-// begin is called by who will call next until there is nothing left.
+// begin registers a caller that will call next until it returns nil.
 func (l *loading) begin() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.loads++
 }
 
-// loadLater has the record of a site read. Until then requests for the site wait.
+// loadLater queues a site for reading its record. Requests for the site wait until then.
 func (a *App) loadLater(s *configuredSite) {
 	a.loading.mu.Lock()
 	defer a.loading.mu.Unlock()
@@ -51,7 +51,7 @@ func (a *App) loadLater(s *configuredSite) {
 	}
 }
 
-// hurry has the record of a site read before others, since a request waits for it.
+// hurry moves a site to the front of the queue, because a request waits for it.
 func (a *App) hurry(s *configuredSite) {
 	if s.hurried.Swap(true) {
 		return
@@ -61,7 +61,7 @@ func (a *App) hurry(s *configuredSite) {
 	a.loading.hurried = append(a.loading.hurried, s)
 }
 
-// next returns the site that is to be read next, nil if there is none.
+// next returns the next site to read, nil if there is none.
 func (l *loading) next() (s *configuredSite) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -77,25 +77,25 @@ func (l *loading) next() (s *configuredSite) {
 	return nil
 }
 
-// loadQueue begins to read the records of sites until there are none left. The reads go on
-// when this config ends, for others may wait for the same sites.
+// loadQueue starts reads of records until the queue is empty. The reads go on when this config
+// ends, because other configs may wait for the same sites.
 //
-// Nothing is read before the report of this instance is stored. Whoever switches a site
-// elsewhere either finds the report, and waits for this instance, or has stored the record
-// before it is read here.
+// It reads nothing before the report of this instance is stored. So an instance that switches a
+// site either finds the report and waits for this instance, or has stored the record before it
+// is read here.
 func (a *App) loadQueue() {
 	select {
-	case <-a.announced: // which is also when all handlers have joined
+	case <-a.announced: // and all handlers have joined
 	case <-a.ctx.Done():
 	}
 	if a.ctx.Err() != nil {
-		return // nobody has been let in by this config
+		return // this config has admitted no request
 	}
-	journal, _ := a.store.Journal(context.WithoutCancel(a.ctx)) // without which records are taken as they are
+	journal, _ := a.store.Journal(context.WithoutCancel(a.ctx)) // without it, records are taken as they are
 	a.loadAll(journal)
 }
 
-// loadAll does so with the journal that has been read.
+// loadAll starts the reads, with the journal that was read.
 func (a *App) loadAll(journal store.Journal) {
 	ctx := context.WithoutCancel(a.ctx)
 	for s := a.loading.next(); s != nil; s = a.loading.next() {
@@ -103,7 +103,7 @@ func (a *App) loadAll(journal store.Journal) {
 			closed := a.memory.Sites(a.storageID)
 			listing := a.store.List(ctx, s.Site, closed)
 			s.followed.Begin()
-			a.bring(s, closed) // their requests need not wait for the list
+			a.bring(s, closed) // requests for these need not wait for the list
 			go a.loadTemplate(s, listing, journal)
 			continue
 		}
@@ -117,12 +117,12 @@ func (a *App) loadAll(journal store.Journal) {
 	}
 }
 
-// load takes the first read of a site's record.
+// load applies the first read of a site's record.
 func (a *App) load(s *configuredSite, reading <-chan site.Read) {
 	read := <-reading
 	a.takeRead(s, read)
 	if store.Lacks(read, s.Current()) {
-		s.followed.ReadAgain() // and restored, though the follower may have begun before the site was known
+		s.followed.ReadAgain() // and restored; the follower may have begun before the site was known
 	}
 	sites.Tidy(s.entry)
 	if kind := s.Current().Kind(); read.Err != nil && (kind == site.Unknown || kind == site.Invalid) {
@@ -131,11 +131,11 @@ func (a *App) load(s *configuredSite, reading <-chan site.Read) {
 	}
 }
 
-// loadTemplate brings the sites of a template into memory that have a record, or should have.
-// Requests for all others wait until these are known.
+// loadTemplate brings those sites of a template into memory that have a record, or should have
+// one. Requests for other sites of the template wait until these are known.
 func (a *App) loadTemplate(t *configuredSite, listing <-chan store.Listing, journal store.Journal) {
 	l := <-listing
-	a.loading.begin() // so that nobody reads the journal again for these
+	a.loading.begin() // so that loadLater does not read the journal again
 	a.bring(t, l.Names)
 	a.takeList(t, l)
 	if t.Current().Kind() == site.Unknown {
@@ -145,20 +145,20 @@ func (a *App) loadTemplate(t *configuredSite, listing <-chan store.Listing, jour
 	a.loadAll(journal)
 }
 
-// bring brings those of the sites into memory that a template makes.
+// bring brings into memory those of the sites that the template can make.
 func (a *App) bring(t *configuredSite, names []string) {
 	for _, name := range names {
 		if !t.entry.Name().Yields(name) {
 			continue
 		}
 		if entry := sites.Need(name, false); entry != nil {
-			a.follow(entry, func(*store.Followed) {}) // which loads it, unless it is known
+			a.follow(entry, func(*store.Followed) {}) // loads the site, unless it is known
 		}
 	}
 }
 
-// takeList applies what listing the records has come to, when the sites that have one are in
-// memory. Those that have none need not be there any more.
+// takeList applies the result of listing the records, once the sites with a record are in
+// memory. Sites without one may leave it then.
 func (a *App) takeList(t *configuredSite, l store.Listing) {
 	a.takeRead(t, l.Read)
 	for entry := range sites.All() {
@@ -166,12 +166,12 @@ func (a *App) takeList(t *configuredSite, l store.Listing) {
 	}
 }
 
-// memories are the files in which this process keeps what it knows of closed sites, by
-// their paths: each is written from one place.
+// memories holds the files in which this process keeps the records of closed sites, by path,
+// so that each file has one writer.
 var memories sync.Map
 
-// memoryBeside returns what this instance last knew of closed sites. It is in Caddy's data
-// directory; if that is the storage, nothing is kept twice.
+// memoryBeside returns the memory of closed sites, a file in Caddy's data directory. If that
+// directory is the storage, nothing is kept twice.
 func memoryBeside(storage certmagic.Storage) *store.Memory {
 	if files, ok := storage.(*certmagic.FileStorage); ok && filepath.Clean(files.Path) == filepath.Clean(caddy.AppDataDir()) {
 		return store.NewMemory("", caddy.ParseDuration)
@@ -181,8 +181,8 @@ func memoryBeside(storage certmagic.Storage) *store.Memory {
 	return memory.(*store.Memory)
 }
 
-// identify tells a storage from others that Caddys with the same data directory may have:
-// by its type and, as far as that shows, its config.
+// identify returns an ID that distinguishes a storage from others that are used with the same
+// data directory. It depends on the type of the storage and, if that can be seen, its config.
 func identify(storage certmagic.Storage) string {
 	text := fmt.Sprintf("%T", storage)
 	if named, ok := storage.(fmt.Stringer); ok {
@@ -197,10 +197,10 @@ func identify(storage certmagic.Storage) string {
 // memoryFails is set while the file cannot be written.
 var memoryFails atomic.Bool
 
-// maxSave is how long the disk may take, on which nothing depends.
+// maxSave is how long saving waits for the disk.
 const maxSave = 2 * time.Second
 
-// saveMemory writes what has changed of what this instance knows of closed sites.
+// saveMemory writes what has changed in the memory of closed sites.
 func (a *App) saveMemory() {
 	saved := make(chan error, 1)
 	go func() { saved <- a.memory.Save() }()

@@ -7,8 +7,7 @@ import (
 	"syscall"
 )
 
-// lock locks a file for as long as the process lives, and reports whether it could: not if
-// another process has locked it.
+// lock locks a file until the process ends. It returns false if another process has locked it.
 func lock(file *os.File) bool {
 	return syscall.Flock(int(file.Fd()), syscall.LOCK_EX|syscall.LOCK_NB) == nil
 }

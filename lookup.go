@@ -13,11 +13,11 @@ import (
 	"example.com/caddy-maintenance/internal/store"
 )
 
-// The sites of a config: those that a handler names, templates among them, and those of
+// The sites of a config are those that a handler names, including templates, and the sites of
 // templates that are in memory.
 
-// join adds a handler to its site, which must be released. The record of a site that no
-// config that runs has read yet begins to be read.
+// join adds a handler to its site. The caller must release the site. If its record was never
+// read, reading begins.
 func (a *App) join(name *site.Name, initiallyOn bool) (*configuredSite, error) {
 	if s, ok := a.sites[name.String()]; ok {
 		if s.initiallyOn != initiallyOn {
@@ -37,8 +37,8 @@ func (a *App) join(name *site.Name, initiallyOn bool) (*configuredSite, error) {
 
 func (a *App) owns(s *configuredSite) bool { return s.app == a }
 
-// newSite makes the config's site of an entry. If nobody has read its record, it begins to be
-// read, also if another config reads it already: that one's storage may go with it.
+// newSite makes the config's site of an entry. If its record was never read, reading begins,
+// even if another config is reading it: that config's storage may end with it.
 func (a *App) newSite(entry *site.Entry[*sharedSite], initiallyOn bool) *configuredSite {
 	s := &configuredSite{
 		sharedSite:  entry.Value,
@@ -76,7 +76,7 @@ func (a *App) siteOf(entry *site.Entry[*sharedSite]) *configuredSite {
 	}
 	s := entry.Value.configs.findOrAdd(a.owns, func() *configuredSite {
 		if a.ctx.Err() != nil {
-			return nil // nothing is to stay of this config
+			return nil // nothing of this config may stay
 		}
 		return create()
 	})
@@ -86,15 +86,15 @@ func (a *App) siteOf(entry *site.Entry[*sharedSite]) *configuredSite {
 	return s
 }
 
-// leaveSites leaves nothing of the config with its sites.
+// leaveSites removes the config from its sites.
 func (a *App) leaveSites() {
 	for entry := range sites.All() {
 		entry.Value.configs.remove(a.owns)
 	}
 }
 
-// yielding returns the config's templates that can make a name, that with the most literal
-// text first: it says how the site begins.
+// yielding returns the config's templates that can make a name. The one with the most literal
+// text comes first: it decides the initial state.
 func (a *App) yielding(name string) (found []*configuredSite) {
 	for _, t := range a.templates {
 		if t.entry.Name().Yields(name) {
@@ -125,8 +125,8 @@ func (a *App) lookup(name string) *configuredSite {
 	return a.siteOf(entry)
 }
 
-// blocks reports whether requests of a site are blocked. One that is not in memory is as its
-// template says.
+// blocks reports whether requests of a site are blocked. For a site that is not in memory its
+// template decides.
 func (a *App) blocks(name string) bool {
 	if s := a.lookup(name); s != nil {
 		return s.view().Blocks()
@@ -135,8 +135,8 @@ func (a *App) blocks(name string) bool {
 	return len(templates) > 0 && templates[0].view().Blocks()
 }
 
-// inFlightBeside returns how many requests of a site are counted by templates, since it is not
-// in memory.
+// inFlightBeside returns how many requests of a site the templates count. They do that while
+// the site is not in memory.
 func (a *App) inFlightBeside(name string) (n int64) {
 	for _, t := range a.yielding(name) {
 		n += t.inFlight.CountOf(name)
@@ -149,7 +149,7 @@ func (a *App) has(name string) bool {
 	return a.sites[name] != nil || len(a.yielding(name)) > 0
 }
 
-// find returns the name of the config's site that is called so.
+// find returns the name of the config's site that a client means by called.
 func (a *App) find(called string) (name string, err error) {
 	name = site.Fold(called)
 	if s := a.sites[name]; s != nil && !s.isTemplate() || len(a.yielding(name)) > 0 {
@@ -175,7 +175,7 @@ func (a *App) find(called string) (name string, err error) {
 	return "", fmt.Errorf("unknown site %s; the sites of the running config are: %s", site.Truncate(called), known)
 }
 
-// loaded waits until the records of all sites have been read, or cannot be.
+// loaded waits until the records of all sites are read, or known to be unreadable.
 func (a *App) loaded(ctx context.Context) error {
 	for _, t := range a.templates {
 		if err := t.Ready(ctx, nil); err != nil {
@@ -190,9 +190,9 @@ func (a *App) loaded(ctx context.Context) error {
 	return nil
 }
 
-// listed returns the config's sites by name, of those that templates make the ones that are
-// not off, or scheduled not to be. A template is one of them if its sites that were never
-// switched are not off.
+// listed returns the config's sites, sorted by name. Sites of templates are listed if they are
+// not off, or scheduled. A template itself is listed if its sites that were never switched are
+// not off.
 func (a *App) listed() []*configuredSite {
 	var list []*configuredSite
 	for s := range a.inMemory() {
@@ -204,7 +204,7 @@ func (a *App) listed() []*configuredSite {
 	return list
 }
 
-// templateNames are the templates of the config.
+// templateNames returns the templates of the config, sorted.
 func (a *App) templateNames() (names []string) {
 	for _, t := range a.templates {
 		names = append(names, t.Name)
@@ -213,7 +213,7 @@ func (a *App) templateNames() (names []string) {
 	return names
 }
 
-// followedSites are the config's sites as a follower knows them.
+// followedSites are the config's sites as a store.Follower needs them.
 type followedSites struct{ *App }
 
 func (f followedSites) All() iter.Seq[*store.Followed] {
@@ -239,8 +239,8 @@ func (f followedSites) ReadAgain(name string) {
 	}
 }
 
-// follow has the site of an entry followed in some way, lets the entry go, and returns the
-// site; nil if the config does not have it.
+// follow calls how for the config's site of an entry, releases the entry, and returns the site;
+// nil if the config does not have it.
 func (a *App) follow(entry *site.Entry[*sharedSite], how func(*store.Followed)) *configuredSite {
 	defer letSiteGo(entry)
 	s := a.siteOf(entry)

@@ -1,13 +1,13 @@
-// Package maintenance is a maintenance mode for Caddy: a handler that answers
-// every request of a site with 503 Service Unavailable and a page while the
-// site is in maintenance, and a switch for it in Caddy's admin API and on the
-// command line (caddy maintenance on|off, and run for a command meanwhile).
+// Package maintenance is a maintenance mode for Caddy. While a site is in
+// maintenance, a handler answers its requests with 503 Service Unavailable and
+// a page. Operators switch sites with the command `caddy maintenance` or
+// through Caddy's admin API, without a config reload.
 //
-// This package holds what talks to Caddy; what can be understood without it is in the
-// packages below. A request goes from the handler to its site (internal/site), which
-// admits it (internal/inflight) or has it answered (internal/page). A switch goes from the
-// admin API to the storage (internal/store) and to the site; a sync, from the storage to
-// the site. Both come back as changes, and notify passes those on.
+// This package holds what talks to Caddy; the packages below it do not depend on Caddy.
+// A request goes from the handler to its site (internal/site), which admits it
+// (internal/inflight) or blocks it, and then the handler answers (internal/page). A switch
+// goes from the admin API to the storage (internal/store) and to the site; a sync goes
+// from the storage to the site. Both return changes, and notify passes them on.
 package maintenance
 
 import (
@@ -32,77 +32,100 @@ func init() {
 	caddy.RegisterModule(Handler{})
 }
 
-// Handler answers every request with 503 Service Unavailable and a page while
-// its site is in maintenance, and does nothing otherwise. A site is switched
-// with `caddy maintenance on|off` or through the admin API under
-// `/maintenance/`; no config reload is needed.
+// Handler implements a maintenance mode. While its site is in maintenance, it
+// answers requests with status 503 (Service Unavailable) and a page. Otherwise
+// it passes them to the next handler unchanged.
 //
-// A switch can be scheduled. Until then, the placeholders `{http.maintenance.from}`,
-// `{http.maintenance.until}` and `{http.maintenance.message}` tell the handlers behind this one
-// what is to come. It can also hold requests until the maintenance is over, terminate those that do
-// not finish, and issue a bypass link, `/.maintenance/<secret>`.
+// Operators switch a site at run time; the config stays as it is, and no reload
+// is needed. Run `caddy maintenance on <site>` and `caddy maintenance off <site>`,
+// or send `PUT` and `DELETE` requests for `/maintenance/<site>` to the admin API.
+// The state is kept in Caddy's storage: it survives reloads and restarts, and all
+// instances that share the storage follow it.
+//
+// A switch can carry options: a message for visitors, a time when maintenance
+// begins or ends, holding requests until it ends, terminating requests that do
+// not finish, and a secret bypass link, `/.maintenance/<secret>`.
+// `caddy maintenance on --help` explains each of them.
 //
 // The page is HTML, `application/problem+json` (RFC 9457) or plain text,
-// whichever the request's `Accept` header prefers. The response is never
-// cached and carries `Retry-After` (RFC 9110, section 10.2.3). Put this handler before
-// any `headers` handler in its route: a deferred one in front of it would overwrite
-// `Cache-Control`.
+// whichever the request's `Accept` header prefers. The response carries
+// `Retry-After` and `Cache-Control: no-store`. In JSON, put this handler before
+// any `headers` handler in its route: a deferred one in front of it would
+// overwrite `Cache-Control`. The Caddyfile directive is ordered before `header`.
+//
+// This handler sets the following placeholders, which can be used by the
+// handlers after it. They are empty if they do not apply, such as the outcome of
+// a request for a site that is open:
+//
+// Placeholder | Description
+// ------------|-------------
+// `{http.maintenance.outcome}` | What maintenance did to the request: `blocked`, `bypassed`, `released` (after a hold) or `terminated`
+// `{http.maintenance.from}` | When the scheduled maintenance begins (RFC 3339)
+// `{http.maintenance.until}` | When the scheduled maintenance ends (RFC 3339)
+// `{http.maintenance.message}` | The message of the scheduled maintenance
 type Handler struct {
-	// The name of the site that this handler belongs to: 1 to 64 of
-	// `a-z 0-9 . - _ : *`, beginning with a letter, digit or `*`; upper case
-	// is folded; not `on`, `off`, `run`, `page`, `instances`, `forget`, `status` or
-	// `help`, which are commands. Handlers that carry the same name are switched
-	// together. Required.
+	// The name of the site. Handlers with the same name are switched together.
+	// Required.
 	//
-	// It may contain placeholders, as in `{http.request.host}` or
-	// `shop-{http.request.host.labels.2}`: each value makes a site of its own, so that one
-	// handler serves any number of tenants. What is known when the config loads, such as
-	// `{env.NAME}`, is replaced then. Upper case in a value is folded, and a port and a
-	// trailing dot are removed. A request whose values make no valid name is one for a site
-	// that was never switched. Whoever sends a value, such as that of a header, chooses the
-	// site.
+	// A name has 1 to 64 characters from `a-z 0-9 . - _ : *` and begins with a
+	// letter, a digit or `*`. Upper case is folded to lower case. The names of
+	// commands are errors: `on`, `off`, `run`, `page`, `instances`, `forget`,
+	// `status` and `help`. A hostname makes a good name.
+	//
+	// The name can contain placeholders, such as `{http.request.host}` or
+	// `shop-{http.request.host.labels.2}`. Each value is then a separate site, so
+	// one handler can serve any number of tenants. Placeholders that are known when
+	// the config loads, such as `{env.NAME}`, are replaced then; others are replaced
+	// for each request. In values, upper case is folded, and a port and a trailing
+	// dot are removed. If the result is not a valid name, the request belongs to a
+	// site that was never switched. Note that clients choose their site if they
+	// control the value, such as that of a header.
 	Site string `json:"site"`
 
-	// A custom page. A value that contains `://` or begins with `//` (which is read
-	// as https) is an `https` or `http` URL; any other value is the path of a file,
-	// relative to Caddy's working directory. Placeholders such as
-	// `{env.MAINTENANCE_PAGE_URL}` are replaced when the config loads; an empty value
-	// means the default page.
+	// A custom page: a URL or the path of a file. A value that contains `://` is a
+	// URL with scheme `https` or `http`, and one that begins with `//` is read as
+	// `https`. Any other value is a path, relative to Caddy's working directory; a
+	// file that cannot be read is an error. Placeholders such as
+	// `{env.MAINTENANCE_PAGE_URL}` are replaced when the config loads.
+	// Default: a plain page that is built in, also if the value is empty.
 	//
 	// The page must be HTML of at most 1 MiB. It is fetched when the config starts,
-	// every 10 minutes, and when the site is switched on; after a failure again in 5
-	// seconds, then twice as long each time up to 10 minutes. It is never fetched for
-	// a visitor: visitors get the last good copy, or the default page if there has
-	// never been one. `{maintenance.message}` and `{maintenance.until}` in the page
-	// are replaced by the message and the end of the maintenance.
-	// Default: the default page.
+	// every 10 minutes, and when the site is switched on. After a failure it is
+	// fetched again in 5 seconds, then at doubling intervals of up to 10 minutes.
+	// No visitor waits for that: visitors get the last good copy, or the default
+	// page if there is none. `{maintenance.message}` and `{maintenance.until}` in
+	// the page are replaced with the message and the end of the maintenance.
 	Page string `json:"page,omitempty"`
 
-	// The value of the `Retry-After` header, unless the switch sets another one.
-	// Default: `5m`. At least `1s`.
+	// The value of the `Retry-After` header, in whole seconds. A switch with a
+	// `retry_after` overrides it; for a switch with only an end, the header counts
+	// down to that. At least `1s`. Default: `5m`.
 	RetryAfter caddy.Duration `json:"retry_after,omitempty"`
 
-	// Sets a `Refresh` header, so that browsers reload by themselves after this time,
-	// in whole seconds. At least `1s`. Default: no such header.
+	// If set, adds a `Refresh` header to the 503, so that browsers reload the page
+	// by themselves after this time, in whole seconds. At least `1s`. Default: no
+	// `Refresh` header.
 	Refresh caddy.Duration `json:"refresh,omitempty"`
 
-	// Requests that match any of these matcher sets get through while the site is in
-	// maintenance. An empty matcher set is an error. Default: none.
+	// Requests that match any of these matcher sets reach the next handler even
+	// while the site is in maintenance. An empty matcher set is an error. Default:
+	// none.
 	BypassRaw caddyhttp.RawMatcherSets `json:"bypass,omitempty" caddy:"namespace=http.matchers"`
 
-	// The state of a site that has never been switched: `on` or `off`. All handlers with the
-	// same name must agree on it. If several with placeholders can make the name of a site, the
-	// one with the most literal text counts. Default: `off`.
+	// The state of a site that was never switched: `on` or `off`. All handlers with
+	// the same name must have the same value. If a site's name can come from several
+	// handlers with placeholders, the one with the most literal text counts.
+	// Default: `off`.
 	InitialState string `json:"initial_state,omitempty"`
 
-	template     *Handler        // of which this is a copy, if it is one
-	site         *configuredSite // of a template, that which stands for the ones not in memory
+	template     *Handler        // the original, if this is a copy for one site of a template
+	site         *configuredSite // for a template, the site that stands for those not in memory
 	log          *zap.Logger
 	cookieName   string
 	stopping     <-chan struct{} // closed when the config is unloaded
 	writeTimeout time.Duration   // of the server; 0 if it has none
 	view         *siteView
-	pageKey      string // of the custom page in the pool, if there is one
+	pageKey      string // of the custom page in the pool; empty for the default page
 	initiallyOn  bool
 	bypass       caddyhttp.MatcherSets
 }
@@ -179,7 +202,7 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 // Cleanup releases the handler's site and page.
 func (h *Handler) Cleanup() error {
 	if h.pageKey != "" {
-		_, _ = pages.Delete(h.pageKey) // which does not fail
+		_, _ = pages.Delete(h.pageKey) // Destruct never fails
 	}
 	if h.site != nil {
 		releaseSite(h.site.entry)
@@ -187,8 +210,8 @@ func (h *Handler) Cleanup() error {
 	return nil
 }
 
-// ServeHTTP lets the request through, and counts it until it ends, unless the
-// site is in maintenance.
+// ServeHTTP passes the request on and counts it until it ends. If the site is in
+// maintenance, it calls serveClosed instead.
 func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler) error {
 	name := h.nameOf(r)
 	for {
@@ -224,8 +247,7 @@ func (h *Handler) ready(ctx context.Context) error {
 	return h.site.Ready(ctx, h.stopping)
 }
 
-// enter serves a request that has been admitted: req, or nil for one that another gate
-// counts.
+// enter serves an admitted request. req is nil if another handler of the site counts it.
 func (h *Handler) enter(req *inflight.Request, v site.View, w http.ResponseWriter, r *http.Request, next caddyhttp.Handler) error {
 	givePlaceholders(r, v)
 	if req == nil {
@@ -238,9 +260,9 @@ func (h *Handler) enter(req *inflight.Request, v site.View, w http.ResponseWrite
 // serveClosed serves a request of a site that is in maintenance. The request is
 //
 //  1. bypassed, if a bypass matcher matches it;
-//  2. bypassed, if it carries the cookie of the bypass secret; if it opens the link with
-//     the secret, it is sent back into the site with that cookie;
-//  3. held, if the maintenance says so. When the site opens, the request is admitted;
+//  2. bypassed, if it carries the cookie of the bypass secret; a request for the bypass
+//     link is redirected into the site and gets that cookie;
+//  3. held, if the maintenance has a hold. When the site opens, the request is admitted;
 //     if the site is closed again by then, it starts over;
 //  4. blocked.
 func (h *Handler) serveClosed(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler, v site.View) error {
@@ -273,12 +295,12 @@ func (h *Handler) serveClosed(w http.ResponseWriter, r *http.Request, next caddy
 }
 
 // serveMatched passes on a request that a bypass matcher matches, and reports whether it
-// has served the request. A matcher's error is never taken for a match.
+// served the request. A matcher's error is returned; it is never a match.
 func (h *Handler) serveMatched(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler, v site.View) (served bool, err error) {
 	matched, err := h.bypass.AnyMatchWithError(r)
 	switch {
 	case len(h.bypass) == 0:
-		return false, nil // where AnyMatchWithError says that everything matches
+		return false, nil // AnyMatchWithError matches everything then
 	case err != nil:
 		return true, err
 	case !matched:
@@ -295,11 +317,11 @@ func (h *Handler) block(w http.ResponseWriter, r *http.Request, v site.View, ret
 	return nil
 }
 
-// statusClientLeft is what Caddy's reverse proxy logs of a client that did not
-// wait for the answer.
+// statusClientLeft is the status that Caddy's reverse proxy logs if the client left
+// before the response.
 const statusClientLeft = 499
 
-// clientLeft ends a request that nobody waits for any more. That is no error.
+// clientLeft ends a request whose client has left. That is not an error.
 func clientLeft(w http.ResponseWriter) error {
 	w.WriteHeader(statusClientLeft)
 	return nil
@@ -325,8 +347,8 @@ func checkRefresh(d time.Duration) error {
 	return nil
 }
 
-// checkPage returns the source of a custom page, with placeholders replaced, and what a
-// file holds. For the default page the source is the zero value.
+// checkPage replaces placeholders and returns the source of a custom page, with its content
+// if it is a file. For the default page the source is the zero value.
 func checkPage(configured string) (page.Source, *page.Copy, error) {
 	location, err := caddy.NewReplacer().ReplaceOrErr(configured, false, true)
 	if err != nil {

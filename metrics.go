@@ -12,14 +12,13 @@ import (
 	"example.com/caddy-maintenance/internal/site"
 )
 
-// metrics are those of the running config's sites, whichever config's registry they
-// are asked from: after a reload that failed, Caddy's admin endpoint has that of the
-// failed one.
+// metrics are those of the running config's sites, whichever config's registry collects
+// them: after a failed reload, Caddy's admin endpoint has the registry of the failed config.
 type metrics struct {
 	enabled, since, scheduled, inFlight, held, requests, lastSync, instances *prometheus.Desc
 }
 
-// registerMetrics adds the metrics to the config's registry, if they are not there.
+// registerMetrics adds the metrics to the config's registry, unless they are already there.
 func registerMetrics(ctx caddy.Context) error {
 	registry := ctx.GetMetricsRegistry()
 	if registry == nil {

@@ -10,18 +10,18 @@ import (
 	"example.com/caddy-maintenance/internal/site"
 )
 
-// notify is the one consumer of changes, whether a switch, a sync or the clock has made
-// them: it logs and emits them, sets the time to terminate what is in flight, and has the
-// pages shown as the site is now.
+// notify is the only consumer of changes, whether by a switch, a sync or the clock. It logs
+// them, emits events, sets the timer that terminates requests, and renders and refreshes the
+// pages.
 //
-// A switch may end when its config has been replaced. Then the config that runs has the
-// log and the pages.
+// A switch may end after its config was replaced. Then the running config has the log and the
+// pages.
 func (a *App) notify(s *configuredSite, change site.Change) {
 	s.setTerminateTimer()
 	a, s = a.successor(s)
 	a.memory.Keep(a.storageID, s.Name, change.After)
 	before, after := a.viewsOf(s, change)
-	runs := a.running.Load() // else the pages may not all be there yet; Start renders them
+	runs := a.running.Load() // otherwise pages may still be missing; Start renders them
 	if before.Kind() == site.Loading {
 		if after.Blocks() && runs {
 			s.renderPages(after)
@@ -61,7 +61,7 @@ func (a *App) notify(s *configuredSite, change site.Change) {
 	}
 }
 
-// successor returns the config that has the site now, if this one has ended.
+// successor returns the config that has the site now: the running one if this one has ended.
 func (a *App) successor(s *configuredSite) (*App, *configuredSite) {
 	if a.ctx.Context == nil || a.ctx.Err() == nil {
 		return a, s
@@ -90,7 +90,7 @@ func (a *App) logChange(what string, s *configuredSite, v site.View, cause site.
 	a.log.Info(what, append(fields, stateFields(v)...)...)
 }
 
-// stateFields are how a state is logged.
+// stateFields returns the log fields of a state.
 func stateFields(v site.View) []zap.Field {
 	var fields []zap.Field
 	if since := v.Since(); !since.IsZero() {
@@ -102,8 +102,8 @@ func stateFields(v site.View) []zap.Field {
 	return fields
 }
 
-// logDrained logs and reports when the last request that was in flight has ended, unless the
-// site is opened before. The config may have been replaced by then, and its log closed.
+// logDrained waits for the last request in flight, then logs and reports that the site is
+// drained, unless it is opened before. By then the config may be replaced and its log closed.
 func (a *App) logDrained(s *configuredSite) {
 	start := time.Now()
 	if !s.awaitDrained(nil) {
@@ -115,7 +115,7 @@ func (a *App) logDrained(s *configuredSite) {
 		zap.String("site", s.Name), zap.Duration("after", time.Since(start)))
 }
 
-// warnOfSitesThatAreOn keeps a maintenance from being forgotten.
+// warnOfSitesThatAreOn warns of each site that is in maintenance, so that nobody forgets it.
 func (a *App) warnOfSitesThatAreOn() {
 	if a.loaded(a.ctx) != nil {
 		return
@@ -128,7 +128,7 @@ func (a *App) warnOfSitesThatAreOn() {
 	}
 }
 
-// warnOfSitesThatAreGone warns of what the config that takes over does not keep closed.
+// warnOfSitesThatAreGone warns of sites in maintenance that the next config does not have.
 func (a *App) warnOfSitesThatAreGone(next *App) {
 	for _, s := range a.listed() {
 		if v := s.view(); (v.On() || v.Scheduled()) && !s.isTemplate() && !next.has(s.Name) {

@@ -14,18 +14,17 @@ import (
 	"example.com/caddy-maintenance/internal/site"
 )
 
-// outcome is what a maintenance has done to a request. Requests of a site that is
-// open have none.
+// outcome is what a maintenance did to a request. Requests of an open site have none.
 type outcome int
 
 const (
 	wasBlocked  outcome = iota
-	wasBypassed         // let through by a matcher or the secret
-	wasReleased         // held until the site was opened, and then let through
+	wasBypassed         // passed on by a matcher or the secret
+	wasReleased         // held until the site opened, then admitted
 	wasTerminated
 )
 
-// outcomes are called so in metrics and in the placeholder.
+// outcomes are the values in metrics, in the access log and in the placeholder.
 var outcomes = [...]string{
 	wasBlocked:    "blocked",
 	wasBypassed:   "bypassed",
@@ -33,20 +32,20 @@ var outcomes = [...]string{
 	wasTerminated: "terminated",
 }
 
-// outcomePlaceholder is for handlers that come after this one, and for those before
-// it when they look at the response.
+// outcomePlaceholder is for handlers after this one, and for those before it when they handle
+// the response.
 const outcomePlaceholder = "http.maintenance.outcome"
 
-// givePlaceholders gives handlers that come after this one what is scheduled, so that the app
-// can announce it, and the outcome of a request that has none, or none yet. It costs requests of
-// an open site next to nothing.
+// givePlaceholders sets the placeholders for the handlers after this one: what is scheduled, so
+// that the app can announce it, and an empty outcome. It costs requests of an open site next
+// to nothing.
 func givePlaceholders(r *http.Request, v site.View) {
 	replacer, ok := r.Context().Value(caddy.ReplacerCtxKey).(*caddy.Replacer)
 	if !ok {
 		return
 	}
 	replacer.Map(noPlaceholders)
-	if v.Scheduled() { // and what is set counts more
+	if v.Scheduled() { // Set overrides Map
 		o := v.Options()
 		replacer.Set("http.maintenance.from", formatTime(o.From))
 		replacer.Set("http.maintenance.until", formatTime(o.Until))
@@ -62,7 +61,7 @@ func noPlaceholders(key string) (any, bool) {
 	return "", false
 }
 
-// observe makes known what has been done to a request.
+// observe counts and logs an outcome, and sets the placeholder.
 func (h *Handler) observe(r *http.Request, o outcome) {
 	h.site.requests[o].Add(1)
 	setOutcome(r, o)
@@ -76,9 +75,9 @@ func (h *Handler) observe(r *http.Request, o outcome) {
 	}
 }
 
-// observeTerminated makes known that a request has been terminated; it was counted then.
-// The app may still be at work for it in goroutines of its own, as reverse_proxy is when
-// it dials, and these read the request's variables. So a copy is changed.
+// observeTerminated logs that a request was terminated, and sets the placeholder; terminate
+// has counted it. It changes a copy of the request's variables: the app's goroutines may still
+// read them, as reverse_proxy does while it dials.
 func (h *Handler) observeTerminated(req *inflight.Request) {
 	r := req.HTTP
 	setOutcome(r, wasTerminated)
@@ -96,21 +95,21 @@ func setOutcome(r *http.Request, o outcome) {
 	}
 }
 
-// logsErrors reports whether the access log would call a 503 an error. One of ours was
-// asked for, and is no failure; a level that the site has set is kept.
+// logsErrors reports whether the access log would log a 503 as an error. Ours is not a
+// failure: the operator asked for it. A level that the site has set is kept.
 func logsErrors(r *http.Request) bool {
 	return isLogged(r) && caddyhttp.GetVar(r.Context(), caddyhttp.LogLevelVar) == nil
 }
 
-// logAs has the access log say what has been done to a request.
+// logAs adds the outcome to the request's line in the access log.
 func logAs(r *http.Request, what string) {
 	if extra, ok := r.Context().Value(caddyhttp.ExtraLogFieldsCtxKey).(*caddyhttp.ExtraLogFields); ok && isLogged(r) {
 		extra.Set(zap.String("maintenance", what))
 	}
 }
 
-// isLogged reports whether the server has an access log; without one, a request that is
-// blocked would take a measurable part of its time for what nobody reads.
+// isLogged reports whether the server has an access log. Without one, fields for it would
+// take a measurable part of a blocked request's time.
 func isLogged(r *http.Request) bool {
 	server, ok := r.Context().Value(caddyhttp.ServerCtxKey).(*caddyhttp.Server)
 	return ok && server.Logs != nil

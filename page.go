@@ -12,8 +12,8 @@ import (
 	"example.com/caddy-maintenance/internal/site"
 )
 
-// respond answers a request of a site that is in maintenance with the 503 and what its
-// client can read: the page, a problem in JSON, or plain text.
+// respond answers a request with the 503 in the form that its client prefers: the page, a
+// problem in JSON, or plain text.
 func (h *Handler) respond(w http.ResponseWriter, r *http.Request, st *site.State, retryAfter int64) {
 	shown := represent(r, h.view, st, retryAfter)
 	header := w.Header()
@@ -46,13 +46,14 @@ func (h *Handler) respond(w http.ResponseWriter, r *http.Request, st *site.State
 	}
 }
 
-// representation is what a client can read.
+// representation is a body with its headers.
 type representation struct {
 	contentType, encoding string
 	body                  []byte
 }
 
-// represent returns what a client can read of a page: HTML, a problem in JSON, or plain text.
+// represent returns a page in the form that the client prefers: HTML, a problem in JSON, or
+// plain text.
 func represent(r *http.Request, v *siteView, st *site.State, retryAfter int64) representation {
 	content := contentOf(st.Options())
 	switch page.Negotiate(r.Header["Accept"], r.Header.Get("Sec-Fetch-Dest")) {
@@ -69,16 +70,16 @@ func represent(r *http.Request, v *siteView, st *site.State, retryAfter int64) r
 	}
 }
 
-// contentOf returns what the options of a maintenance say to visitors.
+// contentOf returns what the options say to visitors.
 func contentOf(o *site.Options) page.Content { return page.Content{Message: o.Message, Until: o.Until} }
 
-// retryAfter returns what the Retry-After header says.
+// retryAfter returns the value of the Retry-After header.
 func (h *Handler) retryAfter(o *site.Options) int64 {
 	return retryAfter(o, time.Duration(h.RetryAfter))
 }
 
-// retryAfter is what the switch says, else a count-down to the end of the maintenance, else
-// what is configured.
+// retryAfter returns what the switch says, else a countdown to the end of the maintenance,
+// else the configured time.
 func retryAfter(o *site.Options, configured time.Duration) int64 {
 	if o.RetryAfter.Value == 0 && !o.Until.IsZero() {
 		return page.SecondsUntil(o.Until, time.Now())
@@ -86,23 +87,22 @@ func retryAfter(o *site.Options, configured time.Duration) int64 {
 	return page.Seconds(cmp.Or(o.RetryAfter.Value, configured))
 }
 
-// setEach sets headers by their canonical names. It makes one allocation for all
-// of the values, which no two responses may share: other handlers change them
-// in place.
+// setEach sets headers by their canonical names, with one allocation for all values. No two
+// responses may share values: other handlers change them in place.
 func setEach(header http.Header, namesAndValues ...string) {
 	for i := 0; i < len(namesAndValues); i += 2 {
 		header[namesAndValues[i]] = namesAndValues[i+1 : i+2 : i+2]
 	}
 }
 
-// bodyHeaders, in canonical form, describe a body that an earlier handler expected.
+// bodyHeaders, in canonical form, describe the body that an earlier handler expected.
 var bodyHeaders = []string{"Content-Encoding", "Etag", "Last-Modified"}
 
-// cacheHeaders, in canonical form, are older and vendors' fields that tell a cache
-// something else than Cache-Control does.
+// cacheHeaders, in canonical form, are older and vendor-specific fields that can contradict
+// Cache-Control.
 var cacheHeaders = []string{"Edge-Control", "Expires", "Pragma", "Surrogate-Control", "X-Accel-Expires"}
 
-// deleteCacheHeaders deletes those, and the fields that target some caches only: by
+// deleteCacheHeaders deletes cacheHeaders, and the fields that target certain caches: by
 // convention their names end in -Cache-Control (RFC 9213, section 2.3).
 func deleteCacheHeaders(header http.Header) {
 	for name := range header {
@@ -112,8 +112,8 @@ func deleteCacheHeaders(header http.Header) {
 	}
 }
 
-// appHeaders, in canonical form, are what the app may have set for a response of
-// its own before it was terminated.
+// appHeaders, in canonical form, are fields that the app may have set for its own response
+// before the request was terminated.
 var appHeaders = []string{
 	"Content-Disposition", "Content-Language", "Content-Range", "Location", "Sec-Websocket-Accept", "Sec-Websocket-Extensions",
 	"Sec-Websocket-Protocol", "Set-Cookie", "Trailer", "Transfer-Encoding", "Upgrade",

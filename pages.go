@@ -24,32 +24,32 @@ import (
 	"example.com/caddy-maintenance/internal/store"
 )
 
-// pages holds the custom page of each source that a loaded config names, so that a
-// reload neither loses the copy of a page nor disturbs the loop that refreshes it.
+// pages holds a custom page for each source in a loaded config, so that a reload neither
+// loses the copy of a page nor disturbs the loop that refreshes it.
 var pages = caddy.NewUsagePool()
 
-// fetcher fetches the pages of all configs, so that its limit is one of the process.
+// fetcher fetches the pages of all configs, so that its limit holds for the process.
 var fetcher = page.NewFetcher()
 
 const (
-	// restorePatience is how long visitors wait for the copy in storage if there is
-	// none in memory, which is so only when a page has just come into the config.
+	// restorePatience is how long visitors wait for the copy in storage if there is none
+	// in memory. That is so only just after a page has come into the config.
 	restorePatience = 2 * time.Second
 
 	maxCopyAccesses = 32
 )
 
-// pooledPage is a custom page in the pool. It owns the loop that refreshes the page,
-// which begins with the first config that runs, goes on across reloads, and ends when no
+// pooledPage is a custom page in the pool. It owns the loop that refreshes the page. The
+// loop begins with the first config that runs, goes on across reloads, and ends when no
 // config names the page any more.
 type pooledPage struct {
 	*page.Page
 	ctx  context.Context // ends with the loop
 	end  context.CancelFunc
-	user atomic.Pointer[configPages] // of the config that runs; nil before the first does
+	user atomic.Pointer[configPages] // of the running config; nil before the first one runs
 
 	// storage holds a token while the copy is read from storage or written there.
-	// storageFailed, guarded by it, says that this has failed and been logged.
+	// storageFailed, guarded by it, is set when that failed and was logged.
 	storage       chan struct{}
 	storageFailed bool
 }
@@ -66,18 +66,18 @@ func (p *pooledPage) Destruct() error {
 	return nil
 }
 
-// configPages are the custom pages of a config, and what it lends their loops while it
+// configPages are the custom pages of a config, and what their loops use of it while it
 // runs.
 type configPages struct {
-	number  int64 // later configs have higher ones
+	number  int64 // later configs have higher numbers
 	ctx     context.Context
 	log     *zap.Logger
 	storage certmagic.Storage
 	used    map[*pooledPage]bool
 	sites   func() iter.Seq[*configuredSite] // that are in memory
 
-	// accesses limits the copies that are read or written at once, and so what a storage
-	// that hangs can tie up. Records, on which sites depend, have a limit of their own.
+	// accesses limits how many copies are read or written at once, and so what a storage
+	// that hangs can tie up. Records, on which sites depend, have a separate limit.
 	accesses chan struct{}
 }
 
@@ -103,8 +103,8 @@ func newConfigPages(ctx context.Context, log *zap.Logger, storage certmagic.Stor
 
 // Setting up, one handler after the other
 
-// use has a site show a custom page, which must be deleted from the pool. content is
-// what a file holds; it is shown until it is read again.
+// use sets the custom page that a site shows. The caller must delete it from the pool.
+// content is that of a file; it is shown until the file is read again.
 func (c *configPages) use(s *configuredSite, source page.Source, content *page.Copy) *siteView {
 	pooled, known, _ := pages.LoadOrNew(source.Location(), func() (caddy.Destructor, error) { return newPooledPage(source), nil })
 	p := pooled.(*pooledPage)
@@ -138,7 +138,7 @@ func (s *configuredSite) viewOf(p *pooledPage) *siteView {
 
 // Running
 
-// run has the pages refreshed, now that this is the running config.
+// run begins to refresh the pages, now that this is the running config.
 func (c *configPages) run() {
 	for p := range c.used {
 		c.render(p)
@@ -146,8 +146,8 @@ func (c *configPages) run() {
 	}
 }
 
-// serve has the loop use what a config lends it, unless a later config does so already.
-// The page is refreshed at once.
+// serve makes the loop use c, unless it already uses a later config. It refreshes the page
+// at once.
 func (p *pooledPage) serve(c *configPages) {
 	for {
 		last := p.user.Load()
@@ -166,7 +166,7 @@ func (p *pooledPage) serve(c *configPages) {
 	}
 }
 
-// refresh refreshes the page until it has gone from the config.
+// refresh refreshes the page until no config names it any more.
 func (p *pooledPage) refresh() {
 	for {
 		result, ok := p.Next(p.ctx, fetcher)
@@ -179,7 +179,7 @@ func (p *pooledPage) refresh() {
 		case result.Err == nil && p.Source().Remote():
 			go c.store(p)
 		case result.Err != nil && p.Copy() == nil:
-			go c.restore(p) // the storage may not have answered before
+			go c.restore(p) // the storage may have failed before
 		}
 		c.render(p)
 	}
@@ -195,8 +195,8 @@ func (c *configPages) logResult(p *pooledPage, result page.Result) {
 	}
 }
 
-// logger returns the logger of the config, or Caddy's if that may be closed: a config
-// lends it until the next one takes over, which is a moment after its end.
+// logger returns the logger of the config, or Caddy's if that may be closed: the loop uses a
+// config until the next one replaces it, a moment after its end.
 func (c *configPages) logger() *zap.Logger {
 	if c.ctx.Err() != nil {
 		return caddy.Log().Named("maintenance")
@@ -204,9 +204,9 @@ func (c *configPages) logger() *zap.Logger {
 	return c.log
 }
 
-// Rendering, so that no visitor has to wait for it
+// Rendering ahead, so that no visitor waits for it
 
-// render renders a page for the sites that show it now.
+// render renders a page for the closed sites that show it.
 func (c *configPages) render(p *pooledPage) {
 	for s := range c.sites() {
 		if st := s.view(); st.Blocks() {
@@ -219,7 +219,7 @@ func (c *configPages) render(p *pooledPage) {
 	}
 }
 
-// renderPages renders the pages of a site for the state that it is in from now on.
+// renderPages renders the pages of a site for its new state.
 func (s *configuredSite) renderPages(st site.View) {
 	for _, v := range s.views.all() {
 		v.Render(contentOf(st.Options()), st.Changed())
@@ -233,7 +233,7 @@ func (s *configuredSite) forgetPages() {
 	}
 }
 
-// refreshPages has the custom pages of a site refreshed.
+// refreshPages starts a refresh of the site's custom pages.
 func (s *configuredSite) refreshPages() {
 	for _, v := range s.views.all() {
 		if v.page != nil {
@@ -244,12 +244,13 @@ func (s *configuredSite) refreshPages() {
 
 // The copy in storage, for a restart while the page's host is down
 
-// copyKey returns where the copy of a page is stored. The location may be secret.
+// copyKey returns the storage key of a page's copy. The location is hashed: it may contain a
+// secret.
 func copyKey(s page.Source) string {
 	return fmt.Sprintf("maintenance/pages/%x.json", sha256.Sum256([]byte(s.Location())))
 }
 
-// restore shows the copy that is in storage, unless there is a newer one.
+// restore shows the copy from storage, unless there is a newer one.
 func (c *configPages) restore(p *pooledPage) {
 	defer p.Restore(nil)
 	ctx, release, ok := c.acquire(p)
@@ -268,7 +269,7 @@ func (c *configPages) restore(p *pooledPage) {
 	}
 }
 
-// store stores the copy if it is not the one in storage.
+// store stores the copy, unless the storage has the same one.
 func (c *configPages) store(p *pooledPage) {
 	ctx, release, ok := c.acquire(p)
 	if !ok {
@@ -287,7 +288,7 @@ func (c *configPages) store(p *pooledPage) {
 	c.logAccess(ctx, p, "written to", err)
 }
 
-// load returns the copy that is in storage, nil if there is none.
+// load returns the copy from storage, nil if there is none.
 func (c *configPages) load(ctx context.Context, p *pooledPage) (*page.Copy, error) {
 	raw, err := c.storage.Load(ctx, copyKey(p.Source()))
 	if errors.Is(err, fs.ErrNotExist) {
@@ -299,8 +300,8 @@ func (c *configPages) load(ctx context.Context, p *pooledPage) (*page.Copy, erro
 	return page.ParseCopy(raw)
 }
 
-// acquire waits for the turn of a page to use the storage. It gives up, as everything
-// does that waits for the storage, after a while or when the config ends.
+// acquire waits for the page's turn to use the storage. It gives up after store.Timeout, or
+// when the config ends.
 func (c *configPages) acquire(p *pooledPage) (ctx context.Context, release func(), ok bool) {
 	ctx, cancel := context.WithTimeoutCause(c.ctx, store.Timeout, store.ErrSilent)
 	if !take(ctx, p.storage) {
@@ -328,7 +329,7 @@ func take(ctx context.Context, slots chan<- struct{}) bool {
 	}
 }
 
-// logAccess logs a failure of the storage once. That the config has ended is none.
+// logAccess logs a failure of the storage once. The end of the config is not a failure.
 func (c *configPages) logAccess(ctx context.Context, p *pooledPage, doing string, err error) {
 	if ctx.Err() != nil && !errors.Is(context.Cause(ctx), store.ErrSilent) {
 		return
@@ -340,7 +341,7 @@ func (c *configPages) logAccess(ctx context.Context, p *pooledPage, doing string
 	p.storageFailed = err != nil
 }
 
-// pageStatuses are the custom pages of a site, by source, as the admin API answers them.
+// pageStatuses returns the site's custom pages, sorted by source, as the admin API has them.
 func (s *configuredSite) pageStatuses() []api.Page {
 	list := []api.Page{}
 	for _, v := range s.views.all() {

@@ -19,11 +19,11 @@ import (
 	"example.com/caddy-maintenance/internal/store"
 )
 
-// self is this process among the instances of a fleet, whichever config it runs.
+// self is this process as an instance of the fleet, whichever config it runs.
 var self = sync.OnceValue(func() *store.Self { return store.NewSelf(store.NewName(hostName())) })
 
 // adoptName takes over the report of the process that used Caddy's data directory before, if
-// there was one and it has ended, so that nobody waits for it.
+// that process has ended, so that nobody waits for it.
 var adoptName = sync.OnceFunc(func() {
 	directory := filepath.Join(caddy.AppDataDir(), "maintenance")
 	if os.MkdirAll(directory, 0o700) != nil {
@@ -33,7 +33,7 @@ var adoptName = sync.OnceFunc(func() {
 	if err != nil {
 		return
 	}
-	if !lock(file) { // or the system has no such locks
+	if !lock(file) { // another process runs, or the system has no such locks
 		_ = file.Close()
 		return
 	}
@@ -47,12 +47,12 @@ var adoptName = sync.OnceFunc(func() {
 	self().Adopt(string(before))
 })
 
-// heldName is the file that says which name this process has, locked as long as it lives.
-var heldName *os.File //nolint:unused // which would be closed, and unlocked, if nothing referred to it
+// heldName is the file with the name of this process, locked while the process lives.
+var heldName *os.File //nolint:unused // a file without a reference would be closed, and so unlocked
 
 var reportName = regexp.MustCompile(`^(.+)-[0-9a-f]{8}$`)
 
-// sameHost reports whether both are names of reports of one host.
+// sameHost reports whether a and b are names of reports from one host.
 func sameHost(a, b string) bool {
 	of, as := reportName.FindStringSubmatch(a), reportName.FindStringSubmatch(b)
 	return of != nil && as != nil && of[1] == as[1]
@@ -67,7 +67,7 @@ func hostName() string {
 }
 
 const (
-	leaveTimeout  = 3 * time.Second // for the storage to remove a report
+	leaveTimeout  = 3 * time.Second // to remove a report from the storage
 	reportSpacing = time.Second     // between reports out of turn
 )
 
@@ -77,22 +77,22 @@ var processReports = newReportState()
 // reportState is how a process reports, whichever config it runs.
 type reportState struct {
 	turn    chan struct{} // holds a token while a report is stored or removed
-	last    store.Report  // that was stored, without the clock
-	stored  time.Time     // when; zero: none was
+	last    store.Report  // the last one stored, without the clock
+	stored  time.Time     // when that was; zero if there was none
 	failing bool          // the last one could not be stored
-	by      *App          // whose config reports; nil: none does
+	by      *App          // whose config reports; nil if none does
 }
 
 func newReportState() *reportState { return &reportState{turn: make(chan struct{}, 1)} }
 
-// prepareReports sets up what the config needs to report.
+// prepareReports sets up what the config needs for reporting.
 func (a *App) prepareReports(state *reportState) {
 	a.report, a.soon, a.configID = state, make(chan struct{}, 1), rand.Text()[:8]
 	a.announced = make(chan struct{})
 	a.setAnnounced = sync.OnceFunc(func() { close(a.announced) })
 }
 
-// take returns when nobody else is at work with the report, or ctx has ended.
+// take waits for the turn to store or remove the report, which the caller must release.
 func (s *reportState) take(ctx context.Context) error {
 	select {
 	case s.turn <- struct{}{}:
@@ -104,12 +104,12 @@ func (s *reportState) take(ctx context.Context) error {
 
 func (s *reportState) release() { <-s.turn }
 
-// hasReport reports whether the config has sites and follows others.
+// hasReport reports whether the config has sites and follows other instances.
 func (a *App) hasReport() bool { return len(a.sites) > 0 && a.SyncInterval > 0 }
 
-// announce stores a report when the config starts, in its storage, which need not be that of
-// the config that runs: what the process has last said. It does not wait until the config
-// runs, since requests wait for it, but not for long.
+// announce stores the last report of the process again when the config starts: its storage may
+// be another one than that of the running config. It does not wait until this config runs,
+// because requests wait for the announcement, up to maxAnnounce.
 func (a *App) announce() {
 	defer time.AfterFunc(maxAnnounce, a.setAnnounced).Stop()
 	defer a.setAnnounced()
@@ -124,7 +124,7 @@ func (a *App) announce() {
 	a.putReport(a.report.last)
 }
 
-// takeOver has this config report from now on, and no other one.
+// takeOver makes this config the only one that reports.
 func (a *App) takeOver() {
 	if a.report.take(a.ctx) == nil {
 		a.report.by = a
@@ -132,7 +132,7 @@ func (a *App) takeOver() {
 	}
 }
 
-// storeReport stores what the instance says of itself, if that is news or time to.
+// storeReport stores a report if it differs from the last one or ReportInterval is over.
 func (a *App) storeReport(r store.Report) {
 	if a.report.take(a.ctx) != nil {
 		return
@@ -151,11 +151,11 @@ func (a *App) putReport(r store.Report) {
 		return
 	}
 	if a.self == self() {
-		adoptName() // before the first report, whoever comes to store it
+		adoptName() // before the first report
 	}
 	dated := r
 	dated.Clock, dated.Config = time.Now().UTC(), a.configID
-	// Nobody else is to store or remove one before this one is there.
+	// The write must not be cut short: otherwise the next one could overtake it.
 	err := a.store.Report(context.WithoutCancel(a.ctx), dated)
 	if err == nil {
 		a.report.last, a.report.stored = r, time.Now()
@@ -166,7 +166,7 @@ func (a *App) putReport(r store.Report) {
 	a.report.failing = err != nil
 }
 
-// leave removes the report of this process, which has no gate any more.
+// leave removes the report of this process, which serves no sites any more.
 func (a *App) leave() {
 	if a.self == nil || a.SyncInterval <= 0 {
 		return
@@ -196,8 +196,7 @@ func (a *App) warnOfReport(err error) {
 	}
 }
 
-// leaveWhenIdle removes the report when the last request that a gate of these sites has let in
-// has ended.
+// leaveWhenIdle removes the report when the last request in flight of these sites has ended.
 func (a *App) leaveWhenIdle(list []*configuredSite) {
 	for _, s := range list {
 		<-s.inFlight.Idle()
@@ -207,7 +206,7 @@ func (a *App) leaveWhenIdle(list []*configuredSite) {
 	}
 }
 
-// handBack has the config that runs report again, if this one has begun to and has failed.
+// handBack makes the running config report again, if this one has begun to report and failed.
 func (a *App) handBack(running *App) {
 	if a.report == nil || a.report.take(context.Background()) != nil {
 		return
@@ -218,8 +217,8 @@ func (a *App) handBack(running *App) {
 	}
 }
 
-// leaveStorage removes the report of this process from the storage of a config that another
-// one has replaced, unless that has the same storage: then its own report is there.
+// leaveStorage removes the report of this process from the storage of a replaced config, unless
+// the next config has the same storage: then its report is there.
 func (a *App) leaveStorage(next *App) {
 	ctx, cancel := context.WithTimeout(context.Background(), leaveTimeout)
 	defer cancel()
@@ -232,14 +231,14 @@ func (a *App) leaveStorage(next *App) {
 	a.warnOfReport(a.store.RetireIfFrom(ctx, a.configID))
 }
 
-// exit ends what closed sites still have in flight, which no server waits for and which ends
-// with the process, and removes the report.
+// exit terminates the requests of closed sites, for which no server waits any more, and removes
+// the report.
 func (a *App) exit() {
 	a.terminateClosed()
 	a.leave()
 }
 
-// terminateClosed ends what is in flight on closed sites.
+// terminateClosed terminates the requests in flight of closed sites.
 func (a *App) terminateClosed() {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 	defer cancel()
@@ -254,7 +253,7 @@ func (a *App) terminateClosed() {
 	}
 }
 
-// reportSoon has the config report out of turn.
+// reportSoon makes the config report out of turn.
 func (a *App) reportSoon() {
 	select {
 	case a.soon <- struct{}{}:

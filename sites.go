@@ -13,21 +13,21 @@ import (
 	"example.com/caddy-maintenance/internal/store"
 )
 
-// sites holds every site that a loaded config refers to, of those that a placeholder names
-// the ones that are not just never switched, and every site that has a request in flight and
-// no such template. It is what makes state outlive a config reload.
+// sites holds the sites in memory, across config reloads: every site that a loaded config
+// names, sites of templates unless they were never switched, and sites with requests in flight
+// that no template counts.
 var sites = site.NewPool(newSharedSite)
 
-// sharedSite is what all handlers of one name share, whichever config they belong to.
+// sharedSite is shared by all handlers of one name, whichever config they belong to.
 type sharedSite struct {
 	*site.Site
 	inFlight inflight.Set
-	held     atomic.Int64                // requests that wait for the end of a maintenance
-	requests [len(outcomes)]atomic.Int64 // how many, by what has been done to them
-	configs  readList[*configuredSite]   // the site as loaded configs have it
+	held     atomic.Int64                // requests that wait for the end of maintenance
+	requests [len(outcomes)]atomic.Int64 // counted by outcome
+	configs  readList[*configuredSite]   // the site in each loaded config
 
 	terminateMu    sync.Mutex
-	terminateTimer *time.Timer // until what is in flight is terminated, if it is to be; guarded by terminateMu
+	terminateTimer *time.Timer // terminates requests in flight; nil if that is not set; guarded by terminateMu
 }
 
 func newSharedSite(name string, unset bool) *sharedSite {
@@ -42,24 +42,24 @@ func newSharedSite(name string, unset bool) *sharedSite {
 // IsUnset reports whether the site is known to have no record.
 func (s *sharedSite) IsUnset() bool { return s.Current().Kind() == site.Unset }
 
-// Idles reports whether nothing is to be known of the site, but that it has no record.
+// Idles reports whether the site is known to have no record, and no config has to read it.
 func (s *sharedSite) Idles() bool {
-	// In this order: a record that is being read may be applied in between.
+	// The order matters: a record that is being read may be applied between the two.
 	return !slices.ContainsFunc(s.configs.all(), func(c *configuredSite) bool { return c.followed.Behind() }) && s.IsUnset()
 }
 
-// Take takes over the requests of a site from another one.
+// Take takes over the requests of the named site from another entry.
 func (s *sharedSite) Take(from *sharedSite, name string) { s.inFlight.Take(&from.inFlight, name) }
 
-// Complete says that the site has all requests that were let in before it was there.
+// Complete marks that the site has taken over all requests admitted before it was in memory.
 func (s *sharedSite) Complete() { s.inFlight.Release() }
 
-// heldNow is how many requests are held.
+// heldNow returns how many requests are held.
 func (s *sharedSite) heldNow() int64 {
-	return min(s.held.Load(), maxHeld) // one that finds no place is counted for a moment
+	return min(s.held.Load(), maxHeld) // a request that finds no room is counted for a moment
 }
 
-// configuredSite is a site as a config has it.
+// configuredSite is a site in a config.
 type configuredSite struct {
 	*sharedSite
 	app         *App
@@ -68,21 +68,21 @@ type configuredSite struct {
 	initiallyOn bool
 	views       readList[*siteView] // of all its handlers
 	hurried     atomic.Bool         // a request waits for the record to be read
-	warned      atomic.Bool         // of a placeholder that is not known
-	gates       sync.Map            // its handlers, by those of a template that they are copies of
+	warned      atomic.Bool         // of an unknown placeholder
+	gates       sync.Map            // of a template's site: copies of the template's handlers, by original
 }
 
-// isTemplate reports whether it stands for the sites of a template that were never switched.
+// isTemplate reports whether s stands for the sites of a template that were never switched.
 func (s *configuredSite) isTemplate() bool { return s.entry.Name().IsTemplate() }
 
 func (s *configuredSite) configured() site.Configured {
 	return site.Configured{Site: s.Site, InitiallyOn: s.initiallyOn}
 }
 
-// view is the site's state as the config sees it.
+// view returns the site's state as the config sees it.
 func (s *configuredSite) view() site.View { return s.configured().View() }
 
-// readList is a list that is seldom changed, and read without a lock.
+// readList is a list that changes seldom and is read without a lock.
 type readList[T comparable] struct {
 	mu    sync.Mutex
 	items atomic.Pointer[[]T]
@@ -95,7 +95,7 @@ func (l *readList[T]) all() []T {
 	return nil
 }
 
-// find returns the item that is so. It looks at one state of the list.
+// find returns the first item for which is returns true. It looks at one state of the list.
 func (l *readList[T]) find(is func(T) bool) (item T, ok bool) {
 	items := l.all()
 	if i := slices.IndexFunc(items, is); i >= 0 {
@@ -104,7 +104,8 @@ func (l *readList[T]) find(is func(T) bool) (item T, ok bool) {
 	return item, false
 }
 
-// findOrAdd returns the item that is so, or adds one. It adds nothing if that is nil.
+// findOrAdd returns the first item for which is returns true. If there is none, it adds what
+// create returns, unless that is nil.
 func (l *readList[T]) findOrAdd(is func(T) bool, create func() T) (item T) {
 	if item, ok := l.find(is); ok {
 		return item
@@ -121,7 +122,7 @@ func (l *readList[T]) findOrAdd(is func(T) bool, create func() T) (item T) {
 	return item
 }
 
-// remove reports whether there was such an item.
+// remove removes the items for which is returns true, and reports whether there were any.
 func (l *readList[T]) remove(is func(T) bool) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -136,16 +137,16 @@ func (l *readList[T]) remove(is func(T) bool) bool {
 // releaseSite ends the reference of a handler.
 func releaseSite(entry *site.Entry[*sharedSite]) { forgetWhenIdle(sites.Release(entry)) }
 
-// letSiteGo ends what sites.Retain or Need began.
+// letSiteGo ends a reference that sites.Hold, Retain or Need began.
 func letSiteGo(entry *site.Entry[*sharedSite]) { forgetWhenIdle(sites.LetGo(entry)) }
 
-// keepCounted has a request counted that has come late, when its config has ended: the site may
-// have been forgotten.
+// keepCounted keeps a site in memory for a request that came after its config had ended: the
+// site may be forgotten already.
 func keepCounted(entry *site.Entry[*sharedSite], name string) {
 	forgetWhenIdle(sites.Restore(entry, name))
 }
 
-// forgetWhenIdle keeps sites that nobody refers to until their last requests have ended.
+// forgetWhenIdle forgets unused sites when their last requests have ended.
 func forgetWhenIdle(unused []*site.Entry[*sharedSite]) {
 	for _, entry := range unused {
 		select {
@@ -160,12 +161,12 @@ func forgetWhenIdle(unused []*site.Entry[*sharedSite]) {
 	}
 }
 
-// admit lets a request in unless the site is in maintenance; one that was let in is to be
-// done. The site is looked at twice: with a look only before the count, a switch could
-// report that nothing is in flight while a request slips through between the two; with a
-// look only after it, blocked requests would show up in the count.
+// admit admits a request unless the site is in maintenance. The caller must call Done of req.
+// admit looks at the site twice. With a look only before the count, a switch could report that
+// nothing is in flight while a request slips through between the two. With a look only after
+// it, blocked requests would show up in the count.
 //
-// A request that another gate of the site has let in, and counts, is none of its own.
+// req is nil if another handler of the site has admitted the request and counts it.
 func (s *configuredSite) admit(h *Handler, name string, w http.ResponseWriter, r *http.Request) (v site.View, req *inflight.Request, admitted bool) {
 	if v = s.view(); v.Blocks() {
 		return v, nil, false
@@ -181,8 +182,8 @@ func (s *configuredSite) admit(h *Handler, name string, w http.ResponseWriter, r
 	return v, req, true
 }
 
-// awaitDrained returns true as soon as the site is closed and nothing is in flight, and
-// false if it is opened or stop is closed before.
+// awaitDrained returns true as soon as the site is closed and nothing is in flight. It returns
+// false if the site is opened or stop is closed before.
 func (s *configuredSite) awaitDrained(stop <-chan struct{}) bool {
 	for {
 		v := s.view()
@@ -191,7 +192,7 @@ func (s *configuredSite) awaitDrained(stop <-chan struct{}) bool {
 		}
 		select {
 		case <-s.inFlight.Idle():
-			// If the site is still in that state, nothing has been let in since.
+			// If the site is still in that state, no request was admitted since.
 			if s.Current() == v.State {
 				return true
 			}
@@ -202,7 +203,7 @@ func (s *configuredSite) awaitDrained(stop <-chan struct{}) bool {
 	}
 }
 
-// publish tells all who watch the site of its changes, one after the other.
+// publish applies the changes of a site one after the other, and notifies of each.
 func (a *App) publish(s *configuredSite, changes iter.Seq[site.Change]) {
 	for change := range changes {
 		a.notify(s, change)

@@ -12,12 +12,12 @@ import (
 	"example.com/caddy-maintenance/internal/site"
 )
 
-// A handler of a template serves a request as the handler of a site of its own: a copy of it
-// with that site. It is itself the handler of all sites that are not in memory, unless another
-// template says how a site begins.
+// A handler of a template serves each request with a copy of itself for the request's site. It
+// serves requests of sites that are not in memory itself, unless another template decides their
+// initial state.
 
-// nameOf returns the name of the site that a request is for; "" if the template makes none
-// of it, which is a site that was never switched.
+// nameOf returns the name of the request's site. It is "" if the template yields no valid name
+// for the request; that is a site that was never switched.
 func (h *Handler) nameOf(r *http.Request) string {
 	if !h.site.isTemplate() {
 		return h.site.Name
@@ -27,7 +27,7 @@ func (h *Handler) nameOf(r *http.Request) string {
 		return ""
 	}
 	name, ok := h.site.entry.Name().Expand(func(key string) string {
-		// However a host is written, it is the same one to matchers and apps.
+		// All spellings of a host are one host to matchers and apps.
 		switch label, isLabel := strings.CutPrefix(key, "http.request.host.labels."); {
 		case isLabel:
 			return site.HostLabel(site.NormalizeHost(r.Host), label)
@@ -64,8 +64,8 @@ func (h *Handler) of(name string) *Handler {
 	return known.(*Handler)
 }
 
-// serves reports whether a handler that of has returned is still that of the site. A site
-// can come into memory, and go, at any time.
+// serves reports whether own, which h.of returned, is still the handler of the site. A site
+// can come into memory, and leave it, at any time.
 func (h *Handler) serves(name string, own *Handler) bool {
 	return h.siteOf(name).entry == own.site.entry
 }

@@ -15,12 +15,12 @@ import (
 	"example.com/caddy-maintenance/internal/inflight"
 )
 
-// setContext changes the request in place: placeholders and error routes stay with
-// this one, and would not see what is done to another.
+// setContext changes the request in place: placeholders and error routes refer to this one
+// and would not see changes to a copy.
 func setContext(r *http.Request, ctx context.Context) { *r = *r.WithContext(ctx) }
 
-// serveAdmitted passes a request on, and answers it if it is terminated before anything
-// has been sent.
+// serveAdmitted passes a request on, and answers it if it is terminated before a response
+// has started.
 func (h *Handler) serveAdmitted(req *inflight.Request, r *http.Request, next caddyhttp.Handler) error {
 	unanswered, err := h.passOn(req, r, next)
 	if unanswered {
@@ -31,9 +31,9 @@ func (h *Handler) serveAdmitted(req *inflight.Request, r *http.Request, next cad
 	return err
 }
 
-// passOn counts a request until it is done, in whichever way. One that ends in an error
-// goes on to the site's error routes, which may proxy it again, and is done when the
-// server cancels its context, if errorRoutes does not notice it before.
+// passOn counts a request until it is done. A request that ends in an error goes on to the
+// server's error routes, which may proxy it again. It is done when errorRoutes returns, or at
+// the latest when the server cancels its context.
 func (h *Handler) passOn(req *inflight.Request, r *http.Request, next caddyhttp.Handler) (unanswered bool, err error) {
 	defer func() {
 		if err != nil {
@@ -49,7 +49,7 @@ func (h *Handler) passOn(req *inflight.Request, r *http.Request, next caddyhttp.
 	return req.Serve(r, next.ServeHTTP)
 }
 
-// respondTerminated answers a request that was terminated before anything was sent.
+// respondTerminated answers a request that was terminated before a response had started.
 func (h *Handler) respondTerminated(w http.ResponseWriter, r *http.Request) {
 	for _, name := range appHeaders {
 		w.Header().Del(name)
@@ -58,9 +58,9 @@ func (h *Handler) respondTerminated(w http.ResponseWriter, r *http.Request) {
 	h.respond(w, r, st, h.retryAfter(st.Options()))
 }
 
-// errorRoutes comes before the error routes of a server that has a gate. A request that
-// has failed is still in flight there, and is terminated as any other. Caddy gives error
-// routes the server's own writer, which no gate could keep from writing.
+// errorRoutes comes before the error routes of a server that has a Handler. A failed request
+// is still in flight there, and can be terminated like any other. Caddy gives error routes the
+// server's own writer, so the Handler's cannot stop their writes.
 type errorRoutes struct{}
 
 func (errorRoutes) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler) error {
@@ -74,13 +74,13 @@ func (errorRoutes) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyh
 	return next.ServeHTTP(w, r)
 }
 
-// addErrorRoutes puts errorRoutes before those of the server, once, while Caddy loads the
-// handlers of the server's routes. It is too late when Caddy loads those of the error
-// routes, for it goes through them then, or of named routes. Caddy drops the raw config of a
-// route when its handlers are loaded, and so tells how far it is.
+// addErrorRoutes inserts errorRoutes before the error routes of the server, once. It can do
+// so only while Caddy loads the handlers of the server's routes: when it loads those of the
+// error routes or of named routes, it is already iterating over the error routes. Caddy drops
+// the raw config of a route when it has loaded its handlers; that shows how far it is.
 func addErrorRoutes(server *caddyhttp.Server) {
 	if server.Errors == nil || len(server.Errors.Routes) == 0 {
-		return // a request that fails ends at once
+		return // a failed request ends at once
 	}
 	if !slices.ContainsFunc(server.Routes, func(r caddyhttp.Route) bool { return len(r.HandlersRaw) > 0 }) {
 		return
@@ -92,7 +92,7 @@ func addErrorRoutes(server *caddyhttp.Server) {
 		caddyhttp.Route{Handlers: []caddyhttp.MiddlewareHandler{errorRoutes{}}})
 }
 
-// setTerminateTimer has what is in flight terminated when its time has come.
+// setTerminateTimer sets the timer that terminates the requests in flight.
 func (s *sharedSite) setTerminateTimer() {
 	s.terminateMu.Lock()
 	defer s.terminateMu.Unlock()
@@ -106,9 +106,9 @@ func (s *sharedSite) setTerminateTimer() {
 	}
 }
 
-// terminate ends requests that were found in flight in the maintenance that began to
-// keep requests out at that time, unless they are not to be ended any more. If the site
-// has been opened since, some of them may have been admitted then.
+// terminate ends requests in flight, unless the site has been opened since blockedSince, or
+// its terminate_after has been changed: some of them may be newer than the present
+// maintenance, or have more time.
 func (s *sharedSite) terminate(requests []*inflight.Request, blockedSince time.Time) {
 	st := s.Current()
 	at := st.TerminateAt()
