@@ -36,7 +36,7 @@ func TestSiteIsDescribedByAllRequests(t *testing.T) {
 	}
 	for _, method := range []string{http.MethodGet, http.MethodPut, http.MethodPatch, http.MethodDelete} {
 		body := map[string]string{http.MethodPatch: "{}"}[method]
-		response := send(t, method, s.admin+"/maintenance/shop", body, http.Header{"Content-Type": {"text/csv"}}) // which is not looked at
+		response := send(t, method, s.admin+"/maintenance/shop", body, http.Header{"Content-Type": {"text/csv"}}) // which is ignored
 		if response.StatusCode != 200 || response.ContentLength != int64(len(response.body)) ||
 			response.Header.Get("Content-Type") != "application/json" {
 			t.Errorf("%s got %d %v", method, response.StatusCode, response.Header)
@@ -71,7 +71,7 @@ func TestSitesAreListedByName(t *testing.T) {
 	}
 }
 
-// Which bodies are wrong, package site knows; one of each of its errors is here.
+// Package site tests which bodies are wrong; one of each of its errors is here.
 //
 // G7
 func TestWrongRequestIsRefusedAndChangesNothing(t *testing.T) {
@@ -162,7 +162,7 @@ func TestPageIsShownToOperators(t *testing.T) {
 	s.put("shop", `{"message": "Soon."}`)
 	wantEqual(t, "the page of one that is on", show(first, "text/html").body, "<p>First. Soon.")
 
-	// It is fetched when an operator asks for that, who learns what is wrong.
+	// POST fetches the page, and answers with what is wrong.
 	host.answer(answers("<p>Second."))
 	s.api(http.MethodPost, "/maintenance/shop/page", "")
 	wantEqual(t, "the page that was fetched", show(first, "text/html").body, "<p>Second.")
@@ -174,7 +174,8 @@ func TestPageIsShownToOperators(t *testing.T) {
 	wantEqual(t, "Allow", s.api(http.MethodPut, "/maintenance/shop/page", "").Header.Get("Allow"), "GET, POST")
 }
 
-// A record that tells nothing says why, and an admin endpoint that is off is said.
+// The status of an unreadable record says why, and a warning is logged if the admin endpoint
+// is off.
 func TestWhatStandsInTheWayIsSaid(t *testing.T) {
 	s := prepare(t)
 	s.storage.set(shopKey, "{")
@@ -189,7 +190,7 @@ func TestWhatStandsInTheWayIsSaid(t *testing.T) {
 	s.logged(`"warn"`, "admin endpoint is off")
 }
 
-// What is scheduled is known to the app before it begins, and to nobody after.
+// The app sees a schedule before it begins, and not after.
 //
 // G1
 func TestScheduledMaintenance(t *testing.T) {

@@ -32,8 +32,8 @@ const shopKey = "maintenance/sites/shop.json"
 
 // What an app does with a storage, without Caddy and in fake time
 
-// A switch that the storage still keeps when its client has been answered holds on to its
-// site, which a reload may take away and bring back.
+// A switch that still waits for the storage after its client is answered keeps its site, even
+// if reloads remove the site and bring it back.
 //
 // G1, G3
 func TestSwitchDoesNotWaitForEverAndMayTakeEffectLate(t *testing.T) {
@@ -74,8 +74,8 @@ func TestSwitchDoesNotWaitForEverAndMayTakeEffectLate(t *testing.T) {
 	})
 }
 
-// What a sync reads during a switch is left to the switch. If that fails after all, the
-// record is read again at once, and not only when all are.
+// A sync leaves a record that it reads during a switch to the switch. If that fails, the
+// record is read again at once, not only when all records are.
 func TestSwitchThatFailsOnceItIsStoredTakesEffectSoon(t *testing.T) {
 	inTimeOfEachKind(t, func(t *testing.T, k kind) {
 		storage := newTestStorage(t)
@@ -86,7 +86,7 @@ func TestSwitchThatFailsOnceItIsStoredTakesEffectSoon(t *testing.T) {
 			if op != "store" || key != shopKey {
 				return nil
 			}
-			var journal []site.Record // of which the last one begins the switch
+			var journal []site.Record // the last one begins the switch
 			noError(t, json.Unmarshal([]byte(storage.get(store.JournalKey)), &journal))
 			storage.set(shopKey, fmt.Sprintf(`{"version": %d, "enabled": true}`, journal[len(journal)-1].Version))
 			time.Sleep(2 * defaultSyncInterval)
@@ -129,14 +129,14 @@ func TestConfigLoadsWhileStorageHangs(t *testing.T) {
 	})
 }
 
-// A config of many sites loads in the time that it takes to read each record once, though
-// the follower begins meanwhile, which is to read all of them.
+// A config of many sites loads in the time that it takes to read each record once, although
+// the follower, which also reads all of them, begins meanwhile.
 //
 // G12
 func TestManyRecordsAreReadOnceWhenAConfigLoads(t *testing.T) {
 	const (
 		count = 40 * store.MaxReads
-		limit = count + count/4 // those that are read before the follower has begun are read again
+		limit = count + count/4 // records that are read before the follower begins are read again
 		delay = 20 * time.Millisecond
 	)
 	var literal []string
@@ -176,8 +176,8 @@ func TestManyRecordsAreReadOnceWhenAConfigLoads(t *testing.T) {
 	}
 }
 
-// What cannot be read stays as it is, and holds up nothing else. It is logged when that
-// begins and when it is over.
+// A site whose record cannot be read stays as it is and holds up no other site. A line is
+// logged when that begins and when it ends.
 //
 // G3
 func TestOutageOfTheStorageChangesNothingAndIsLoggedOnce(t *testing.T) {
@@ -232,8 +232,8 @@ func TestOutageOfTheStorageChangesNothingAndIsLoggedOnce(t *testing.T) {
 	}
 }
 
-// A config that ends while it reads the record of a site tells nothing about it; who
-// waits for the site goes on waiting.
+// A config that ends while it reads the record of a site does not decide its state; requests
+// for the site go on waiting.
 func TestReloadDuringTheFirstReadBlocksNobody(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		storage := newTestStorage(t)
@@ -247,7 +247,7 @@ func TestReloadDuringTheFirstReadBlocksNobody(t *testing.T) {
 		end()
 		before.expect(t, "shop", "unknown")
 		wantEqual(t, "kind, which requests wait for", before.sites["shop"].Current().Kind(), site.Loading)
-		after, _ := newTestApp(t, storage, "shop") // which reads it, too
+		after, _ := newTestApp(t, storage, "shop") // also reads the record
 		before.unload()
 		wantEqual(t, "kind, which requests wait for", after.sites["shop"].Current().Kind(), site.Loading)
 		answer()
@@ -256,8 +256,8 @@ func TestReloadDuringTheFirstReadBlocksNobody(t *testing.T) {
 	})
 }
 
-// What another instance has stored since the record was lost stays, and so does what a
-// switch here is about to store.
+// Restoring a lost record overwrites neither a record that another instance has stored since,
+// nor one that a switch here is about to store.
 //
 // G3, G4
 func TestLostRecordIsWrittenAgain(t *testing.T) {
@@ -265,7 +265,7 @@ func TestLostRecordIsWrittenAgain(t *testing.T) {
 		storage := newTestStorage(t)
 		a, log := newTestApp(t, storage, k.of("shop")...)
 		go newFollower(a).run()
-		synctest.Wait() // else its first sync may meet the switch half way
+		synctest.Wait() // otherwise its first sync may meet a half-done switch
 		a.turnOn(t, "shop")
 		time.Sleep(2 * defaultSyncInterval)
 		record, marker := storage.get(shopKey), storage.get(store.JournalKey)
@@ -299,8 +299,8 @@ func TestLostRecordIsWrittenAgain(t *testing.T) {
 	})
 }
 
-// While a record that was lost is being written again, a config without the site and one
-// that brings it back find it as it was.
+// While a lost record is being written again, a reload that removes the site and one that
+// brings it back do not change its state.
 //
 // G3
 func TestSiteThatIsBeingRestoredIsNotForgotten(t *testing.T) {
@@ -345,8 +345,7 @@ func TestMaintenanceEndsByItself(t *testing.T) {
 	})
 }
 
-// newTestApp is an app that no Caddy runs, with sites whose records have been read, or
-// begin to be.
+// newTestApp returns an app without Caddy. Reading the records of its sites has at least begun.
 func newTestApp(t *testing.T, storage *testStorage, names ...string) (*App, *observer.ObservedLogs) {
 	t.Helper()
 	core, log := observer.New(zap.InfoLevel)
@@ -378,7 +377,7 @@ func newTestApp(t *testing.T, storage *testStorage, names ...string) (*App, *obs
 	return a, log
 }
 
-// joinAll adds the sites of these names, as all handlers of a config do before it starts.
+// joinAll adds sites, as the handlers of a config do before it starts.
 func (a *App) joinAll(t *testing.T, names ...string) {
 	t.Helper()
 	for _, name := range names {
@@ -389,7 +388,7 @@ func (a *App) joinAll(t *testing.T, names ...string) {
 	a.setAnnounced()
 }
 
-// unload releases the sites, as the handlers of a config that goes do.
+// unload releases the sites, as the handlers of a config do when it ends.
 func (a *App) unload() {
 	synctest.Wait()
 	a.leaveSites()
@@ -400,8 +399,8 @@ func (a *App) unload() {
 	a.templates = nil
 }
 
-// site returns a site as it is for now. One that was never switched and that a template makes
-// is another one each time.
+// site returns a site as it is for now. For a template's site that was never switched, each
+// call returns another one.
 func (a *App) site(t *testing.T, name string) *configuredSite {
 	t.Helper()
 	entry := sites.Need(name, true)
@@ -455,7 +454,7 @@ func expectLines(t *testing.T, log *observer.ObservedLogs, parts ...string) {
 	}
 }
 
-// Storage that fails, as the admin API and the log tell it
+// Failures of the storage in the admin API and the log
 
 // G3, G4
 func TestSwitchThatFailsSaysSoAndChangesNothing(t *testing.T) {
@@ -473,7 +472,7 @@ func TestSwitchThatFailsSaysSoAndChangesNothing(t *testing.T) {
 			{"PATCH", "{}", "store", shopKey, perhaps},
 			{"DELETE", "", "load", shopKey, nothing},
 			{"DELETE", "", "store", shopKey, perhaps},
-			{"DELETE", "", "store", store.JournalKey, perhaps}, // others could not notice
+			{"DELETE", "", "store", store.JournalKey, perhaps}, // other instances could not notice the switch
 		} {
 			s.storage.setFault(failOn(test.op, test.key))
 			response := s.api(test.method, "/maintenance/shop", test.body)
@@ -490,7 +489,7 @@ func TestSwitchThatFailsSaysSoAndChangesNothing(t *testing.T) {
 	})
 }
 
-// A switch is carried through when its client goes, and when a reload takes its config.
+// A switch goes on when its client leaves, and when a reload replaces its config.
 func TestSwitchUnderWayIsCarriedThrough(t *testing.T) {
 	ofEachKind(t, func(t *testing.T, k kind) {
 		s := k.start(t, `maintenance shop`)
@@ -544,8 +543,8 @@ func TestSiteWhoseRecordCannotBeReadIsBlockedUntilItCanBe(t *testing.T) {
 
 // Reloads
 
-// Neither a config that is changed, nor one that fails, before its apps have started or
-// after, has another state. One with another storage takes the state along.
+// A changed config keeps the state, and so does one that fails, before its apps have started
+// or after. A config with another storage takes the state along.
 //
 // G2, G3
 func TestStateSurvivesReloads(t *testing.T) {
@@ -586,7 +585,7 @@ func TestSiteThatReturnsToTheConfigIsReadAgain(t *testing.T) {
 		s.logged(`"warn"`, "no longer in the config", `"site":"shop"`)
 		// The server of the old config may still take a connection.
 		eventuallyEqual(t, "status", func() int { return s.get("/").StatusCode }, 200)
-		// It is not forgotten, and can be switched off and nothing else.
+		// The site is not forgotten; it can be switched off, and nothing else.
 		const gone = `"site":"shop","state":"on"`
 		list := s.api(http.MethodGet, "/maintenance", "").body
 		if !strings.Contains(list, gone) || !strings.Contains(list, `"configured":false`) {
@@ -635,8 +634,8 @@ func TestRequestInFlightIsCountedThoughItsConfigHasGone(t *testing.T) {
 	})
 }
 
-// Who waits for the fleet is answered by the config that was asked. It still knows what is in
-// flight when a reload has replaced it.
+// A client that waits for the fleet gets its answer from the config that it asked, which still
+// knows what is in flight after a reload.
 //
 // G5, G11
 func TestReloadDrainsNothing(t *testing.T) {
@@ -660,8 +659,8 @@ func TestReloadDrainsNothing(t *testing.T) {
 	})
 }
 
-// A request that comes late to the gate of a config that has ended is counted where the site is
-// by then.
+// A request that reaches the handler of an ended config late is counted by the site that is in
+// memory by then.
 //
 // G5
 func TestLateRequestIsCounted(t *testing.T) {
@@ -692,14 +691,14 @@ func TestLateRequestIsCounted(t *testing.T) {
 	})
 }
 
-// A request that waits for the record does not wait for a config that has been replaced before
-// anything was read.
+// A request that waits for a record does not depend on a config that was replaced before it
+// had read anything.
 func TestRequestDoesNotWaitForAConfigThatHasGone(t *testing.T) {
 	ofEachKind(t, func(t *testing.T, k kind) {
 		s := k.prepare(t)
 		answer := make(chan struct{})
 		s.storage.setFault(func(context.Context, string, string) error {
-			<-answer // before which nothing is read
+			<-answer // nothing is read before
 			return nil
 		})
 		s.reload("maintenance shop")
@@ -720,8 +719,7 @@ func stacks() string {
 	return string(all[:runtime.Stack(all, true)])
 }
 
-// The site is looked up when the body has been read, and cannot become another one
-// between that and the answer.
+// The site is looked up after the body is read, and no reload replaces it before the answer.
 //
 // G1
 func TestSwitchWithSlowBodyIsAboutTheSiteThatIsThere(t *testing.T) {
@@ -733,7 +731,7 @@ func TestSwitchWithSlowBodyIsAboutTheSiteThatIsThere(t *testing.T) {
 		fmt.Fprintf(conn, "PUT /maintenance/shop HTTP/1.1\r\nHost: %s\r\nContent-Length: 2\r\nExpect: 100-continue\r\n\r\n", conn.RemoteAddr())
 		reader := bufio.NewReader(conn)
 		if line, err := reader.ReadString('\n'); !strings.HasPrefix(line, "HTTP/1.1 100 ") {
-			t.Fatalf("got %q %v", line, err) // else the body is being waited for
+			t.Fatalf("got %q %v", line, err) // on success, Caddy waits for the body
 		}
 		s.reload("")
 		noSiteIsLeft(t)
@@ -748,8 +746,8 @@ func TestSwitchWithSlowBodyIsAboutTheSiteThatIsThere(t *testing.T) {
 	})
 }
 
-// From its look at the site to its answer, no reload makes a switch one of another site:
-// here, one that takes the site away and one that brings it back.
+// From its look at the site to its answer, a switch keeps the same site: here, through a reload
+// that removes the site and one that brings it back.
 //
 // G1
 func TestReloadDoesNotReplaceTheSiteOfASwitch(t *testing.T) {
@@ -775,8 +773,8 @@ func TestReloadDoesNotReplaceTheSiteOfASwitch(t *testing.T) {
 	s.wantStatus("/", 503)
 }
 
-// askedContext calls a function when it is asked when it is done, as a switch does that
-// has found its site and is about to begin.
+// askedContext calls a function when its Done is called. A switch does that when it has found
+// its site and is about to begin.
 type askedContext struct {
 	context.Context
 	asked func()
@@ -787,8 +785,9 @@ func (c askedContext) Done() <-chan struct{} {
 	return c.Context.Done()
 }
 
-// A site that was not in the config while another instance switched it serves no request
-// because this one remembers it as off, and stays as it was if it cannot be read.
+// Another instance switches a site on while it is not in the config here. When it is back, no
+// request is admitted because this instance remembers it as off; it stays as it was if its
+// record cannot be read.
 //
 // G1, G3, G5
 func TestSiteThatReturnsWhileInFlightIsReadAgain(t *testing.T) {
@@ -842,7 +841,7 @@ func (s *server) drains(release func(), finished <-chan int) {
 	wantEqual(s.t, "in_flight", s.status("shop?wait=10s")["in_flight"], 0.0)
 }
 
-// A config that is only looked at stores nothing and starts nothing.
+// A config that is only validated stores nothing and starts nothing.
 func TestValidationHasNoSideEffects(t *testing.T) {
 	ofEachKind(t, func(t *testing.T, k kind) {
 		s := k.prepare(t)
@@ -874,8 +873,8 @@ func failOn(op, prefix string) func(context.Context, string, string) error {
 	}
 }
 
-// hangOn returns a fault that takes no notice of any deadline, as a file
-// system may, and a function that ends it.
+// hangOn returns a fault that ignores deadlines, as a file system may, and a function that ends
+// it.
 func hangOn(op, prefix string) (fault func(context.Context, string, string) error, answer func()) {
 	answered := make(chan struct{})
 	return func(_ context.Context, o, key string) error {
@@ -920,7 +919,7 @@ func wantEqual[T comparable](t *testing.T, what string, got, want T) {
 	}
 }
 
-// eventuallyEqual waits until it is.
+// eventuallyEqual waits until something is as wanted.
 func eventuallyEqual[T comparable](t *testing.T, what string, get func() T, want T) {
 	t.Helper()
 	eventually(t, func() error {
@@ -945,8 +944,7 @@ func (s *server) is(site, want string) error {
 	return nil
 }
 
-// reread returns when the instance has read again whatever is in storage at
-// the time of the call.
+// reread returns when the instance has read what is in storage at the time of the call.
 func (s *server) reread() {
 	s.t.Helper()
 	s.storage.tell("shop")

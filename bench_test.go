@@ -18,7 +18,7 @@ import (
 	"example.com/caddy-maintenance/internal/page"
 )
 
-// What a request costs without a gate, as the measure for the others.
+// What a request costs without this module, to compare the others with.
 func BenchmarkNoGate(b *testing.B) {
 	benchServe(b, benchApp, nil)
 }
@@ -28,10 +28,10 @@ func BenchmarkGateOff(b *testing.B) {
 	b.Run("SwitchedOff", func(b *testing.B) { benchServe(b, benchGate(b, benchOff), nil) })
 }
 
-// What a request of a site that a placeholder names costs, beside one of a site that is named
-// literally: medians of many short runs, in turns, so that both meet the same machine. Each
-// request is prepared as Caddy does, out of the measured time. Where the site was never
-// switched, no two requests have the same host.
+// What a request costs if its site's name comes from a placeholder, compared with a literal name:
+// medians of many short runs, in turns, so that both run on an equally busy machine. Requests are
+// prepared as Caddy does it, outside of the measured time. If the site was never switched, no two
+// requests have the same host.
 func BenchmarkGateOfTemplate(b *testing.B) {
 	for _, test := range templateCases {
 		b.Run(test.name, func(b *testing.B) {
@@ -42,7 +42,7 @@ func BenchmarkGateOfTemplate(b *testing.B) {
 					took[i] = append(took[i], benchRun(gate, benchRequests(b, test.host, 64)))
 				}
 			}
-			b.ReportMetric(0, "ns/op") // which counts the preparation
+			b.ReportMetric(0, "ns/op") // it includes the preparation
 			for i, kind := range []string{"literal", "template"} {
 				slices.Sort(took[i])
 				b.ReportMetric(took[i][len(took[i])/2], kind+"-ns")
@@ -79,7 +79,7 @@ func BenchmarkGateOn(b *testing.B) {
 	}
 }
 
-// Whatever its size, a custom page is not worked on for a visitor.
+// A custom page costs a visitor no work, whatever its size.
 func BenchmarkGateOnWithCustomPage(b *testing.B) {
 	for _, custom := range []struct{ name, html string }{
 		{"Plain", "<!DOCTYPE html><p>Back soon.</p>"},
@@ -92,8 +92,7 @@ func BenchmarkGateOnWithCustomPage(b *testing.B) {
 	}
 }
 
-// G6: What the gate costs a request of a site that is off must stay out of sight
-// of a load test.
+// G6: A load test must not see what the handler costs a request of a site that is off.
 func TestGateThatIsOffAllocatesLittle(t *testing.T) {
 	const limit, templateLimit = 6, 2 // the latter are Caddy's, for the value of a placeholder
 	without := benchAllocations(t, benchApp, benchHost, 200)
@@ -163,9 +162,9 @@ func benchServe(b *testing.B, handler caddyhttp.Handler, header http.Header) {
 	})
 }
 
-// benchVisit serves a fresh request, since the gate gives it another context. The
-// request's own ends with it, as a server's does: what is derived from one that lasts
-// would pile up.
+// benchVisit serves a fresh copy of the request, because the handler replaces its context. The
+// copy's context ends with it, as a server's does: contexts derived from a lasting one would
+// pile up.
 func benchVisit(handler caddyhttp.Handler, w http.ResponseWriter, r, fresh *http.Request) error {
 	ctx, cancel := context.WithCancel(fresh.Context())
 	defer cancel()
@@ -173,9 +172,8 @@ func benchVisit(handler caddyhttp.Handler, w http.ResponseWriter, r, fresh *http
 	return handler.ServeHTTP(w, r)
 }
 
-// benchApp stands for the app behind the gate. It notices the end of the request as
-// reverse_proxy does, by a context that it derives: what the gate's own context costs
-// shows only then.
+// benchApp stands for the app. It derives a context from the request's, as reverse_proxy does:
+// only then does the cost of the handler's context show.
 var benchApp = caddyhttp.HandlerFunc(func(w http.ResponseWriter, r *http.Request) error {
 	ctx, cancel := context.WithCancelCause(r.Context())
 	defer cancel(nil)
@@ -187,14 +185,14 @@ var benchApp = caddyhttp.HandlerFunc(func(w http.ResponseWriter, r *http.Request
 	return nil
 })
 
-// benchGate is a gate in front of benchApp, for a site with that record, or
-// one that was never switched.
+// benchGate returns a handler in front of benchApp, for a site with that record, or one that was
+// never switched.
 func benchGate(tb testing.TB, record string) caddyhttp.Handler {
 	tb.Helper()
 	return benchPageGate(tb, record, nil)
 }
 
-// benchPageGate is such a gate that shows a custom page.
+// benchPageGate returns such a handler with a custom page.
 func benchPageGate(tb testing.TB, record string, p *page.Page) caddyhttp.Handler {
 	tb.Helper()
 	s := newTestSite("shop")
@@ -205,7 +203,7 @@ func benchPageGate(tb testing.TB, record string, p *page.Page) caddyhttp.Handler
 	})
 }
 
-// benchTemplateGate is a gate of the sites that hosts name, of which benchHost has that record.
+// benchTemplateGate returns a handler of a template for hosts, where benchHost has that record.
 func benchTemplateGate(tb testing.TB, record string) caddyhttp.Handler {
 	tb.Helper()
 	gate := gateOf(newTestTemplate(tb, "{http.request.host}"))
@@ -219,7 +217,7 @@ func benchTemplateGate(tb testing.TB, record string) caddyhttp.Handler {
 	})
 }
 
-// newTestTemplate is the sites of a template, of which none was switched.
+// newTestTemplate returns a template whose sites were never switched.
 func newTestTemplate(tb testing.TB, text string) *configuredSite {
 	tb.Helper()
 	a := &App{ctx: caddy.Context{Context: tb.Context()}, sites: make(map[string]*configuredSite)}
@@ -236,7 +234,7 @@ func newTestTemplate(tb testing.TB, text string) *configuredSite {
 	return t
 }
 
-// benchPage is a custom page that has been fetched.
+// benchPage returns a custom page with a copy.
 func benchPage(html string) *page.Page {
 	p := page.New(page.Source{})
 	p.Restore(&page.Copy{HTML: []byte(html), Charset: "utf-8"})
@@ -273,8 +271,8 @@ func benchRequests(tb testing.TB, host string, n int) []*http.Request {
 
 var benchHosts atomic.Int64
 
-// benchWriter forgets what is written. Its header map is kept from request to
-// request, so that what is measured is the handler's own work.
+// benchWriter discards what is written. It keeps its header map from request to request, so that
+// only the handler's work is measured.
 type benchWriter struct {
 	header http.Header
 	status int

@@ -24,15 +24,15 @@ const (
 	withSecret = `{"bypass_secret": "` + testSecret + `"}`
 )
 
-// cookie is that of whoever has opened the link.
+// cookie is that of a visitor who has opened the link.
 func (h *Handler) cookie() string {
 	return h.cookieName + "=" + h.site.Current().Options().Bypass.CookieValue(h.site.Name, testSecret)
 }
 
 // Getting in
 
-// Who is not let in gets what any path gets, to the byte. Which paths are links, and which
-// values secrets and cookies, package site knows.
+// A request that is not bypassed gets what any path gets, to the byte. Package site tests which
+// paths are links, and which values are secrets and cookies.
 func TestWhoIsLetIn(t *testing.T) {
 	h := newClosedGate("shop", withSecret)
 	b, name, good := h.site.Current().Options().Bypass, h.cookieName+"=", h.cookie()
@@ -91,8 +91,8 @@ func TestWhoIsLetIn(t *testing.T) {
 	}
 }
 
-// A prefix that a handler has stripped is part of the way back, and the cookie is for
-// encrypted connections if this one is, as far as is known.
+// The redirect keeps a prefix that a handler has stripped, and the cookie is Secure if the
+// connection is known to be encrypted.
 func TestLinkKeepsPathAndScheme(t *testing.T) {
 	strip := before(func(_ http.ResponseWriter, r *http.Request) { r.URL.Path = strings.TrimPrefix(r.URL.Path, "/shop") })
 	for _, test := range []struct {
@@ -155,8 +155,8 @@ func TestCookieEndsWithItsMaintenanceOrSecret(t *testing.T) {
 	}
 }
 
-// A site can have a gate for each language, and others can be on its host: what one gate
-// has let through the next one of its site does, if it would let it through itself.
+// A site can have several handlers in a route. A request that one has bypassed with the cookie,
+// the next handler of the site bypasses, too.
 func TestSeveralGates(t *testing.T) {
 	shop, wiki := newClosedGate("shop", withSecret), newClosedGate("wiki", withSecret)
 	ofShop, ofWiki := shop.cookie(), wiki.cookie()
@@ -239,7 +239,7 @@ func TestOtherCookiesStayAsTheyAre(t *testing.T) {
 	}
 }
 
-// Handlers need not call WriteHeader, and what comes before the response stays as it is.
+// Handlers need not call WriteHeader, and informational responses stay as they are.
 func TestWhatACookieLetsThroughIsNotCached(t *testing.T) {
 	status := func(codes ...int) func(http.ResponseWriter) error {
 		return func(w http.ResponseWriter) error {
@@ -301,8 +301,8 @@ func (w *statusRecorder) WriteHeader(status int) {
 	}
 }
 
-// Caddy logs the path of a request with its error, and a matcher may put the path into
-// that. So one with the secret in its path has none, whoever has let it through, and
+// Caddy logs the path of a request with its error, and a matcher may put the path into the
+// error. So a request with the secret in its path returns no error, however it was bypassed and
 // whatever has failed.
 func TestErrorDoesNotTellTheSecret(t *testing.T) {
 	failure, plain := caddyhttp.Error(http.StatusBadGateway, errors.New("no answer")), errors.New("no path is a number")

@@ -79,7 +79,7 @@ const (
 	emptyMatcher = `invalid bypass: an empty matcher would let every request through; name what may pass (for example bypass /healthz)`
 )
 
-// Whatever is wrong is told with its line. Line 2 is that of the directive, or option.
+// Each error has its line. Line 2 is that of the directive, or the option.
 //
 // G7
 func TestWrongCaddyfileIsRefused(t *testing.T) {

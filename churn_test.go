@@ -20,7 +20,7 @@ import (
 
 // Reloads disturb nothing, and leave nothing behind, while requests are let in, held,
 // blocked and terminated, a page is fetched, and another instance switches a site.
-// Whatever is switched, a client gets all of the app's answer, a 503, or an error.
+// Through all switches, a client gets all of the app's answer, a 503, or an error.
 //
 // G1, G5, G10
 func TestReloadsUnderLoad(t *testing.T) {
@@ -59,7 +59,7 @@ func TestReloadsUnderLoad(t *testing.T) {
 		s.reload(directives(0))
 		s.put("closed", "")
 
-		// left is what there is, while it may still become less.
+		// left returns how many goroutines and how much memory are in use.
 		left := func() (goroutines int, heap uint64) {
 			clients[0].CloseIdleConnections()
 			clients[1].CloseIdleConnections()
@@ -69,7 +69,7 @@ func TestReloadsUnderLoad(t *testing.T) {
 			return runtime.NumGoroutine(), memory.HeapAlloc
 		}
 		loaded := 0
-		// storm reloads so many times under load, and returns what is left when that has ended.
+		// storm reloads under load, and returns what is left afterwards.
 		storm := func(reloads int) (goroutines int, heap uint64) {
 			s.put("held", `{"hold": "5m"}`)
 			var ending atomic.Bool

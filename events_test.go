@@ -133,7 +133,7 @@ func (a *App) readRecord(t *testing.T, record string) {
 	a.takeRead(a.sites["shop"], site.Read{Record: r})
 }
 
-// Changes are told in the order in which they come, however long the log takes.
+// Changes are logged in their order, however long the log takes.
 func TestChangesAreToldInTheirOrder(t *testing.T) {
 	noEventIsLeft(t)
 	synctest.Test(t, func(t *testing.T) {
@@ -169,8 +169,8 @@ func TestChangesAreToldInTheirOrder(t *testing.T) {
 	})
 }
 
-// A handler is told when the client has its answer. Neither a client that does not take it
-// nor a handler that hangs keeps later events for longer than a minute, nor whoever adds one.
+// An event is emitted when the client has its answer. A client that does not read it, or an
+// event handler that hangs, delays later events by a minute at most, and no switch at all.
 func TestEventsWaitAMinuteAtMost(t *testing.T) {
 	s := prepare(t)
 	handled := s.handleEvents()
@@ -215,8 +215,7 @@ const (
 	plainDisabled = `maintenance_disabled maintenance shop "" "" api`
 )
 
-// A config that is loaded or fails tells nobody; the running one tells of what came
-// meanwhile.
+// A config that loads or fails emits nothing; the running one emits what came meanwhile.
 func TestChangesAreEmittedOnce(t *testing.T) {
 	ofEachKind(t, func(t *testing.T, k kind) {
 		s := k.prepare(t)
@@ -241,8 +240,8 @@ func TestChangesAreEmittedOnce(t *testing.T) {
 	})
 }
 
-// A handler that asks for the state, or switches back, meets a switch that is done. One
-// that panics is not Caddy's end, and the next event is told.
+// An event handler that asks for the state, or switches back, finds the switch done. One that
+// panics does not end Caddy, and the next event is emitted.
 func TestHandlersAreToldAfterTheAnswer(t *testing.T) {
 	ofEachKind(t, func(t *testing.T, k kind) {
 		s := k.prepare(t)
@@ -265,7 +264,7 @@ func TestHandlersAreToldAfterTheAnswer(t *testing.T) {
 	})
 }
 
-// A reload while a handler is at work ends neither that nor the handlers after it.
+// A reload while an event handler runs interrupts neither it nor the handlers after it.
 func TestReloadDoesNotEndTheTelling(t *testing.T) {
 	ofEachKind(t, func(t *testing.T, k kind) {
 		s := k.prepare(t)

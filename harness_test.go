@@ -82,7 +82,7 @@ func eventually(t *testing.T, try func() error) {
 	}
 }
 
-// startWorkers returns a function that has work repeated until the workers are stopped.
+// startWorkers returns a function that repeats work in a goroutine until the workers are stopped.
 func startWorkers() (run func(work func(i int)), stop func()) {
 	var workers sync.WaitGroup
 	var over atomic.Bool
@@ -98,8 +98,7 @@ func startWorkers() (run func(work func(i int)), stop func()) {
 
 // Sites by their names, and of templates
 
-// kind is how a config comes to its sites: it names them, or has templates that make their
-// names.
+// kind says how a config gets its sites: it names them, or has templates that yield their names.
 type kind struct{ template bool }
 
 // anyHost is a template.
@@ -117,7 +116,7 @@ func inTimeOfEachKind(t *testing.T, test func(t *testing.T, k kind)) {
 	ofEachKind(t, func(t *testing.T, k kind) { synctest.Test(t, func(t *testing.T) { test(t, k) }) })
 }
 
-// of is how apps come to sites of the names given.
+// of returns what apps join to have sites of these names.
 func (k kind) of(names ...string) []string {
 	if k.template {
 		return []string{anyHost}
@@ -140,7 +139,7 @@ func (k kind) prepare(t *testing.T) *server {
 
 var namedGate = regexp.MustCompile(`maintenance (\S+ )?(shop|wiki|blog|closed|held|cut|other)\b`)
 
-// directives are those given, or have templates for names.
+// directives returns the directives, with templates for names if the kind has them.
 func (k kind) directives(given string) string {
 	if k.template {
 		return namedGate.ReplaceAllString(given, "vars test_$2 $2\nmaintenance $1{vars.test_$2}")
@@ -174,9 +173,9 @@ func start(t *testing.T, directives string) *server {
 }
 
 func prepare(t *testing.T) *server {
-	data, err := os.MkdirTemp(os.Getenv("HOME"), "data") // to which a Caddy that has stopped may still write
+	data, err := os.MkdirTemp(os.Getenv("HOME"), "data") // a stopped Caddy may still write to it
 	noError(t, err)
-	t.Setenv("XDG_DATA_HOME", data) // else an instance would know what it knew in an earlier test
+	t.Setenv("XDG_DATA_HOME", data) // otherwise an instance would remember an earlier test
 	s := &server{
 		t:       t,
 		url:     "http://" + freeAddress(t),
@@ -242,7 +241,7 @@ func adapt(caddyfile string) (string, error) {
 	return string(config), err
 }
 
-// validate looks at a config as `caddy validate` does.
+// validate checks a config as `caddy validate` does.
 func (s *server) validate(directives string) error {
 	config, err := adapt(s.caddyfile(directives))
 	if err != nil {
@@ -255,7 +254,7 @@ func (s *server) validate(directives string) error {
 	return caddy.Validate(parsed)
 }
 
-// failLate loads a config that fails when all its apps have started.
+// failLate loads a config that fails after all its apps have started.
 func (s *server) failLate(directives string) {
 	s.t.Helper()
 	s.fail(directives, `"admin":{`, `"admin":{"identity":{"identifiers":["localhost"],"issuers":[{"module":"internal"}]},`+
@@ -365,7 +364,7 @@ func (s *server) countLogged(words ...string) (n int) {
 	return n
 }
 
-// accessLog returns the entries of the access log, without what is never the same.
+// accessLog returns the entries of the access log, without fields that always differ.
 func (s *server) accessLog() (entries []map[string]any) {
 	content, _ := os.ReadFile(s.log)
 	for line := range strings.Lines(string(content)) {
@@ -382,7 +381,7 @@ func (s *server) accessLog() (entries []map[string]any) {
 }
 
 // expectAccess fails the test unless the last entry of the access log for a URI has this
-// level, status, field of ours and outcome.
+// level, status, maintenance field and outcome.
 func (s *server) expectAccess(uri, want string) {
 	s.t.Helper()
 	s.logged(`"http.log.access`, `"uri":"`+uri+`"`)
@@ -423,7 +422,7 @@ type response struct {
 	body string
 }
 
-// visited is what a visitor has got.
+// visited is what a visitor got.
 type visited struct {
 	response
 	want string // what the app answers
@@ -459,9 +458,8 @@ func try(method, url, body string, header http.Header) (response, error) {
 	return got.response, got.err
 }
 
-// send sends a request, and sends it again where it met the server of a config
-// that has just been replaced: that resets the connections that it has not
-// accepted.
+// send sends a request. It sends it again if the server of a replaced config resets the
+// connection, as it does with those that it has not accepted.
 func send(t *testing.T, method, url, body string, header http.Header) (answer response) {
 	t.Helper()
 	eventually(t, func() (err error) {
@@ -510,7 +508,7 @@ func (s *server) wantStatus(path string, want int) {
 	}
 }
 
-// dial sends a request, or a part of it, as it is but for its Host.
+// dial sends a request, or a part of it, unchanged except for its Host.
 func (s *server) dial(request string) net.Conn {
 	s.t.Helper()
 	address := strings.TrimPrefix(s.url, "http://")
@@ -809,13 +807,13 @@ func (m *storageModule) CertMagicStorage() (certmagic.Storage, error) {
 
 // Gates and sites, without Caddy
 
-// newTestSite is a site whose record has not been read yet.
+// newTestSite returns a site whose record is not read yet.
 func newTestSite(name string) *configuredSite {
 	entry := site.NewPool(newSharedSite).Acquire(parseName(name), time.Now())
 	return &configuredSite{app: new(App), sharedSite: entry.Value, entry: entry, followed: &store.Followed{Site: entry.Value.Site}}
 }
 
-// read has the site take a record as a sync does, or that there is none.
+// read applies a record to the site as a sync does, or the lack of one.
 func (s *configuredSite) read(record string) {
 	var read site.Read
 	if record != "" {
@@ -840,7 +838,7 @@ func (s *configuredSite) turn(script string) {
 		if err != nil {
 			panic(err)
 		}
-		if record != nil { // else it has been like that before
+		if record != nil { // otherwise nothing has changed
 			s.read(string(record.Raw()))
 		}
 	}
@@ -878,7 +876,7 @@ func gateOf(s *configuredSite) *Handler {
 	return &Handler{site: s, view: view, RetryAfter: caddy.Duration(defaultRetryAfter), log: zap.NewNop(), cookieName: site.CookieName(s.Name)}
 }
 
-// newClosedGate is one whose site has been switched on.
+// newClosedGate returns a handler whose site is on.
 func newClosedGate(name, options string) *Handler {
 	s := newTestSite(name)
 	s.read(``)
@@ -891,13 +889,13 @@ func admitOne(s *configuredSite) *inflight.Request {
 	return req
 }
 
-// newRequest is one as Caddy passes it to handlers; if it comes from "@", the proxy in
+// newRequest prepares a request as Caddy does for handlers. If it comes from "@", the proxy in
 // between is trusted.
 func newRequest(r *http.Request) *http.Request {
 	return caddyhttp.PrepareRequest(r, caddy.NewReplacer(), httptest.NewRecorder(), &caddyhttp.Server{TrustedProxiesUnix: true})
 }
 
-// serve has handlers serve a request one behind the other, and the app behind them all.
+// serve serves a request with a chain of handlers that ends with the app.
 func serve(w http.ResponseWriter, r *http.Request, app caddyhttp.HandlerFunc, handlers ...caddyhttp.MiddlewareHandler) error {
 	next := caddyhttp.Handler(app)
 	for _, handler := range slices.Backward(handlers) {
@@ -907,7 +905,7 @@ func serve(w http.ResponseWriter, r *http.Request, app caddyhttp.HandlerFunc, ha
 	return next.ServeHTTP(w, r)
 }
 
-// visit has a gate serve a GET with cookies, and an app that answers with what it has got.
+// visit serves a GET with cookies by a handler, with an app that answers with what it got.
 func (h *Handler) visit(path string, cookies ...string) *httptest.ResponseRecorder {
 	w, r := httptest.NewRecorder(), newRequest(httptest.NewRequest(http.MethodGet, path, nil))
 	r.Header["Cookie"] = cookies
@@ -917,14 +915,14 @@ func (h *Handler) visit(path string, cookies ...string) *httptest.ResponseRecord
 	return w
 }
 
-// appThatReads answers with what it has got.
+// appThatReads answers with what it got.
 func appThatReads(w http.ResponseWriter, r *http.Request) error {
 	body, err := io.ReadAll(r.Body)
 	_, _ = fmt.Fprintf(w, "app%s", body)
 	return err
 }
 
-// before is a handler that does something and passes the request on.
+// before returns a handler that does something and passes the request on.
 type before func(w http.ResponseWriter, r *http.Request)
 
 func (f before) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler) error {
@@ -936,15 +934,15 @@ type matcher func(r *http.Request) (bool, error)
 
 func (m matcher) MatchWithError(r *http.Request) (bool, error) { return m(r) }
 
-// matching is a gate of the site with such a bypass.
+// matching returns a handler of the site with a bypass matcher.
 func matching(s *configuredSite, m matcher) *Handler {
 	h := gateOf(s)
 	h.bypass = caddyhttp.MatcherSets{{m}}
 	return h
 }
 
-// memoryServer is a gate of a site that is on, and holds, behind a server whose
-// connections are in memory, and so have the time of a test.
+// memoryServer is a server with the handler of a closed site that holds. Its connections are
+// in memory, and so follow the fake time of a test.
 type memoryServer struct {
 	gate     *Handler
 	app      caddyhttp.HandlerFunc
@@ -1030,8 +1028,8 @@ func (w *witness) behind(gate string) string {
 // visits are the answers to requests under way.
 type visits chan visited
 
-// hold has requests held, and no others: with and without a body, of HTTP/1.1 and HTTP/2.
-// They do not come all at once: servers limit the time that a connection takes to begin.
+// hold sends requests until so many are held: with and without a body, over HTTP/1.1 and HTTP/2.
+// They do not come all at once: servers limit how long a connection takes to begin.
 func (s *server) hold(n int) visits {
 	s.t.Helper()
 	answers := make(visits, n)
@@ -1045,7 +1043,7 @@ func (s *server) hold(n int) visits {
 	return answers
 }
 
-// send sends a request that is told from others by its number.
+// send sends a request that is identified by its number.
 func (v visits) send(ctx context.Context, client *http.Client, url string, i int) {
 	method, body := http.MethodGet, ""
 	if i%4 >= 2 {
@@ -1062,7 +1060,7 @@ func (v visits) send(ctx context.Context, client *http.Client, url string, i int
 	}()
 }
 
-// sendHalf sends a request with half of its small body, and returns where the rest is to go.
+// sendHalf sends a request with half of its small body, and returns the writer for the rest.
 func (v visits) sendHalf(t *testing.T, client *http.Client, url string) (rest *io.PipeWriter) {
 	t.Helper()
 	body, rest := io.Pipe()

@@ -21,7 +21,7 @@ import (
 
 // How a wait ends
 
-// Time counts from when the request came, whatever is switched meanwhile.
+// Time counts from when the request came, through all switches meanwhile.
 func TestHoldEnds(t *testing.T) {
 	const minutes3, until1 = `{"hold": "3m"}`, `{"hold": "3m", "until": "2000-01-01T00:01:00Z"}`
 	for name, test := range map[string]struct {
@@ -91,7 +91,7 @@ func TestHoldEnds(t *testing.T) {
 	}
 }
 
-// Of those who are released, and held again at once, none slips in.
+// No request slips in between its release and the next hold.
 //
 // G1, G5
 func TestNothingSlipsInWhereMaintenanceBeginsAgainAtOnce(t *testing.T) {
@@ -127,10 +127,10 @@ func TestNothingSlipsInWhereMaintenanceBeginsAgainAtOnce(t *testing.T) {
 	})
 }
 
-// Who is held
+// Which requests are held
 
-// Body and header count together, and so does what Go takes for each field. A request is
-// held with its body, which is read once, however often the wait begins again.
+// Body and header count together, with what Go needs for each field. A request is held with its
+// body, which is read once, however often the wait begins again.
 //
 // G8
 func TestOnlySmallRequestsOfKnownLengthAreHeld(t *testing.T) {
@@ -189,8 +189,8 @@ type endless struct{}
 
 func (endless) Read(b []byte) (int, error) { return len(b), nil }
 
-// Those who find no room leave none behind, and whoever is held stays so when the options
-// change, though others come meanwhile.
+// Requests that find no room take none, and a held request stays held when the options change,
+// even if others come meanwhile.
 //
 // G8
 func TestNoMoreThan1024AreHeld(t *testing.T) {
@@ -212,7 +212,7 @@ func TestNoMoreThan1024AreHeld(t *testing.T) {
 						round, len(held), len(surplus), h.site.held.Load())
 				}
 			}
-			h.site.held.Add(1) // as one does who comes meanwhile
+			h.site.held.Add(1) // as a request does that comes meanwhile
 			h.site.turn(`patch {"message": "Soon."}`)
 			synctest.Wait()
 			h.site.held.Add(-1)
@@ -231,7 +231,7 @@ func TestNoMoreThan1024AreHeld(t *testing.T) {
 	})
 }
 
-// One client cannot have much memory taken, whatever it sends.
+// No client can make a hold take much memory.
 //
 // G8
 func TestHeldRequestsTakeLittleMemory(t *testing.T) {
@@ -307,8 +307,8 @@ func TestReleasedRequestArrivesUnchanged(t *testing.T) {
 	}
 }
 
-// A server's time to read a request is over long before the wait is. That to answer counts
-// from when the request came, and Caddy says which it is.
+// A server's read timeout may end long before the wait. Its write timeout, which Caddy tells the
+// handler, counts from when the request came.
 func TestServerTimeouts(t *testing.T) {
 	inMemory(t, &http.Server{ReadTimeout: time.Second}, func(t *testing.T, s *memoryServer) {
 		answers := make(visits, 4)
@@ -350,9 +350,9 @@ func readAnswer(t *testing.T, reader *bufio.Reader) (answer *http.Response, body
 	return answer, string(content)
 }
 
-// A body that is not here yet keeps nobody from the app when the site is open, however
-// long it takes, nor anybody held when the wait is over. A connection whose request was
-// given up on does not take the rest for another one.
+// A body that is still being sent does not keep its request from the app when the site opens,
+// and does not make a hold longer. If the request is blocked, its connection does not take the
+// rest of the body for the next request.
 func TestHalfABody(t *testing.T) {
 	for script, want := range map[string]int{
 		"off": 200, "off; wait 1h": 200, "wait 1h": 503, `patch {"hold": null}`: 503, "unload": 503,
@@ -399,8 +399,8 @@ func TestHalfABody(t *testing.T) {
 	}
 }
 
-// The server has begun to watch the connection when the last byte comes, and is not to
-// take the end of the wait for that of its client: the next request would get that.
+// When the last byte comes, the server has begun to watch the connection. It must not take the
+// end of the wait for the end of its client: the next request would suffer.
 func TestConnectionIsFineAfterABodyThatEndsWithTheWait(t *testing.T) {
 	inMemory(t, &http.Server{}, func(t *testing.T, s *memoryServer) {
 		s.app = func(_ http.ResponseWriter, r *http.Request) error { return r.Context().Err() }

@@ -14,8 +14,8 @@ import (
 	"example.com/caddy-maintenance/internal/store"
 )
 
-// The storage gets the record again of a site of a template that only the disk knows, though
-// the follower had already begun when the site came into memory.
+// If only the disk has the record of a template's site, it is stored again, even if the follower
+// began before the site came into memory.
 //
 // G3
 func TestRecordOfATenantThatTheStorageHasLostIsStoredAgain(t *testing.T) {
@@ -42,7 +42,7 @@ func TestRecordOfATenantThatTheStorageHasLostIsStoredAgain(t *testing.T) {
 	})
 }
 
-// The tenants of a storage that hangs are known to be unknown as soon as literal sites are.
+// If the storage hangs, the sites of a template become unknown as soon as literal sites do.
 func TestTenantsWaitNoLongerForAStorageThatHangs(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "last_known.json")
 	synctest.Test(t, func(t *testing.T) {
@@ -68,8 +68,8 @@ func TestTenantsWaitNoLongerForAStorageThatHangs(t *testing.T) {
 	})
 }
 
-// newAppThatRemembers returns an app with a template, which keeps what it knows of closed sites
-// in a file.
+// newAppThatRemembers returns an app with a template, which keeps the records of closed sites in
+// a file.
 func newAppThatRemembers(t *testing.T, storage *testStorage, path string) *App {
 	t.Helper()
 	a, _ := newTestApp(t, storage)

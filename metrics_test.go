@@ -15,7 +15,7 @@ import (
 
 func TestMetricsSayWhatIsInMaintenance(t *testing.T) {
 	s := start(t, "maintenance shop\nhandle /wiki* {\nmaintenance wiki {\ninitial_state on\n}\n}")
-	s.api(http.MethodGet, "/maintenance", "") // which waits until all is known
+	s.api(http.MethodGet, "/maintenance", "") // waits until all states are known
 	s.wantMetrics(map[string]float64{
 		"enabled shop": 0, "in_flight_requests shop": 0, "held_requests shop": 0,
 		"enabled wiki": 1, "in_flight_requests wiki": 0, "held_requests wiki": 0,
@@ -42,7 +42,7 @@ func TestMetricsSayWhatIsInMaintenance(t *testing.T) {
 
 	s.storage.setFault(failOn("load", "maintenance/"))
 	wantEqual(t, "instances", fmt.Sprint(s.instances()), "map[confirmed:1 pending:0 silent:0 stopping:0]")
-	s.reload("maintenance blog") // whose state is unknown; the sites that have gone have no metrics
+	s.reload("maintenance blog") // its state is unknown; the sites that have gone have no metrics
 	s.wantMetrics(map[string]float64{"enabled blog": 1, "in_flight_requests blog": 0, "held_requests blog": 0})
 	s.storage.setFault(nil)
 	s.options = "maintenance {\nsync_interval off\n}"
@@ -56,8 +56,7 @@ func TestMetricsSayWhatIsInMaintenance(t *testing.T) {
 	}
 }
 
-// However the config has come to be, from which endpoint one looks, and whatever
-// requests come.
+// The metrics are right however the config was loaded, on each endpoint, under all requests.
 func TestMetricsAreRightAfterReloads(t *testing.T) {
 	ofEachKind(t, func(t *testing.T, k kind) {
 		site := func(i int) string {
@@ -177,7 +176,7 @@ func (s *server) metrics() map[string]float64 { return s.metricsOf(s.admin) }
 
 var metricLine = regexp.MustCompile(`(?m)^caddy_maintenance_(\w+)(?:{(?:outcome="(\w+)",)?site="(\w+)"})? (\S+)$`)
 
-// metricsOf are those that an endpoint says.
+// metricsOf returns the metrics of an endpoint.
 func (s *server) metricsOf(url string) map[string]float64 {
 	s.t.Helper()
 	found := make(map[string]float64)

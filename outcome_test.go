@@ -85,7 +85,7 @@ func TestOutcomes(t *testing.T) {
 		} {
 			s.expectAccess(uri, want)
 		}
-		app.expect(t, 8) // none of those who have left
+		app.expect(t, 8) // none whose client has left
 		got := s.metrics()
 		for outcome, want := range map[string]float64{"blocked": 4, "bypassed": 4, "released": 5, "terminated": 0} {
 			if got := got["requests_total shop "+outcome]; got != want {
@@ -95,9 +95,9 @@ func TestOutcomes(t *testing.T) {
 	})
 }
 
-// What is terminated is counted and logged once: before its answer or in the middle of it,
-// and by a config that has gone. One that does not end stays in flight, though the options
-// change after the cut; so does one that has failed, and whose error route does not end.
+// A terminated request is counted and logged once: before its answer or in the middle of it,
+// and by a config that has gone. A request that does not end stays in flight, even if the options
+// change afterwards; so does a failed one whose error route does not end.
 func TestOutcomeOfTermination(t *testing.T) {
 	ofEachKind(t, func(t *testing.T, k kind) {
 		var here sync.WaitGroup
@@ -137,7 +137,7 @@ func TestOutcomeOfTermination(t *testing.T) {
 		s.await("shop", "in_flight", 2)
 		for i := range 3 {
 			s.patch("shop", fmt.Sprintf(`{"message": "%d"}`, i))
-			shop := siteNamed("shop") // which is terminated again by a timer, and here
+			shop := siteNamed("shop") // terminated again by a timer, and here
 			shop.terminate(shop.inFlight.All(), shop.Current().BlockedSince())
 		}
 		got := s.metrics()
@@ -154,7 +154,7 @@ func TestOutcomeOfTermination(t *testing.T) {
 	})
 }
 
-// A client that leaves while a site is being read is no error of anybody's.
+// A client that leaves while its site is being read is not logged as an error.
 func TestClientThatLeavesWhileTheSiteLoadsIsNoError(t *testing.T) {
 	s := prepare(t)
 	hang, answer := hangOn("load", shopKey)

@@ -21,8 +21,8 @@ import (
 
 const html = "text/html; charset=utf-8"
 
-// Each client gets what it asks for, with all the headers of the 503. HEAD gets those of
-// GET, and what asks for a part or for news gets all of it.
+// Each client gets what it asks for, with all the headers of the 503. HEAD gets those of GET;
+// range and conditional requests get the whole page.
 func TestClientGetsWhatItAccepts(t *testing.T) {
 	s := start(t, "maintenance shop {\nrefresh 1500ms\n}")
 	if got := s.get("/").Header.Values("Refresh"); len(got) > 0 {
@@ -76,15 +76,15 @@ func unpacked(t *testing.T, r response) string {
 	return string(body)
 }
 
-// foreignCacheHeaders tell caches what Cache-Control does not.
+// foreignCacheHeaders tell caches something else than Cache-Control.
 var foreignCacheHeaders = []string{
 	"Expires", "Pragma", "Surrogate-Control", "X-Accel-Expires", "Edge-Control",
 	"CDN-Cache-Control", "Cloudflare-CDN-Cache-Control", "Example-Cache-Control",
 }
 
-// Headers that a cache or a client would take for the app's own do not reach the 503: from
-// a handler before the gate, as in a route, where the others do, nor from one after it that
-// Caddy applies when the response is written, as it does where one deletes.
+// Headers that describe the app's response, or tell caches to store it, do not reach the 503:
+// neither from a handler before this one, whose other headers do, nor from a deferred one after
+// it.
 func TestResponseIsNeverCachedNorTakenForTheAppsOwn(t *testing.T) {
 	const lastModified = "Last-Modified \"Mon, 02 Jan 2006 15:04:05 GMT\"\n"
 	fields := strings.Join(foreignCacheHeaders, " max-age=600\n") + " max-age=600\nCache-Control max-age=600\n"
@@ -132,7 +132,7 @@ func TestResponseIsNeverCachedNorTakenForTheAppsOwn(t *testing.T) {
 	}
 }
 
-// How seconds are rounded, and a count-down spread, package page knows.
+// Package page tests how seconds are rounded, and how a countdown is spread.
 func TestRetryAfter(t *testing.T) {
 	for options, want := range map[string]int64{
 		`{}`:                        90,

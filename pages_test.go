@@ -70,8 +70,8 @@ func TestWrongPageIsRefused(t *testing.T) {
 		_, err := adapt(":8080 {\nmaintenance shop {\n" + option + "\n}\n}")
 		wantRefusal(t, option, err, want, ", at Caddyfile:")
 	}
-	// What a placeholder stands for, and what is wrong with a file, is seen where the
-	// config is loaded. It may be adapted elsewhere.
+	// Placeholders and files are checked when the config loads: it may be adapted on another
+	// machine.
 	const placeholder = "use a placeholder that is known when the config loads (for example {env.MAINTENANCE_PAGE_URL})"
 	for location, want := range map[string]string{
 		"missing.html":          "page: " + filepath.Join(dir, "missing.html") + " cannot be read: no such file or directory",
@@ -192,8 +192,8 @@ func TestPageIsFetchedWhenItMayHaveChangedAndForNoVisitor(t *testing.T) {
 	})
 }
 
-// Whatever makes a page look different renders it, so that no visitor has to: rendering
-// this one takes almost 5 MiB of memory.
+// Each change of a page renders it ahead, so that no visitor waits for it: rendering this one
+// takes almost 5 MiB of memory.
 func TestSwitchRefreshAndReloadRenderThePage(t *testing.T) {
 	ofEachKind(t, func(t *testing.T, k kind) {
 		host := newPageHost(t, answers("<p>{maintenance.message}"+strings.Repeat("x", 1<<20-24)))
@@ -217,7 +217,7 @@ func TestSwitchRefreshAndReloadRenderThePage(t *testing.T) {
 		}
 		asked := host.asked("/")
 		shownOf().page.RefreshNow()
-		host.untilAsked(t, "/", asked+1) // and so all that belongs to the refresh before has been done
+		host.untilAsked(t, "/", asked+1) // by then the refresh before is complete
 		noVisitorRenders("refreshed")
 		s.put("shop", `{"message": "New."}`)
 		noVisitorRenders("switched")
@@ -225,7 +225,7 @@ func TestSwitchRefreshAndReloadRenderThePage(t *testing.T) {
 		eventuallyEqual(t, "it has taken over", func() bool { return shownOf().page.user.Load() == running(t).pages }, true)
 		noVisitorRenders("reloaded")
 
-		// And it is forgotten with the maintenance.
+		// The rendered page is dropped when maintenance ends.
 		for when, end := range map[string]func(){
 			"off": func() { s.delete("shop") },
 			"until": func() {
@@ -241,7 +241,7 @@ func TestSwitchRefreshAndReloadRenderThePage(t *testing.T) {
 	})
 }
 
-// Only what would have got the default page gets another one, and no header of its host.
+// A custom page replaces the default page only, and brings no header of its host.
 func TestPageChangesNothingButTheHTML(t *testing.T) {
 	host := newPageHost(t, func(w http.ResponseWriter, r *http.Request) {
 		maps.Copy(w.Header(), http.Header{
@@ -307,7 +307,7 @@ func TestBadPageIsReportedAndHarmsNobody(t *testing.T) {
 
 // From config to config
 
-// A config that is late to take over takes nothing from a later one.
+// A config that starts late takes nothing from a later one.
 func TestReplacedConfigTakesNoPageOver(t *testing.T) {
 	host := newPageHost(t, answers("<p>Old."))
 	s := start(t, shopWith(host.URL))
@@ -364,8 +364,8 @@ func TestReloadsWithAHostThatHangsLeaveNothingBehind(t *testing.T) {
 	noPageIsLeft(t)
 }
 
-// Everything at once: switches, also of another instance, reloads, fetches and visitors,
-// who get the app or a whole page.
+// Everything at once: switches, also by another instance, reloads, fetches, and visitors that
+// get the app or a whole page.
 //
 // G1, G10
 func TestConcurrentSwitchesReloadsAndRequests(t *testing.T) {
@@ -405,7 +405,7 @@ func TestConcurrentSwitchesReloadsAndRequests(t *testing.T) {
 			run(func(int) {
 				got, err := try(http.MethodGet, s.url, "", http.Header{"Accept-Encoding": {[]string{"", "gzip"}[i%2]}})
 				if err != nil {
-					return // met the server of a config that has just been replaced
+					return // it met the server of a replaced config
 				}
 				if body := unpacked(t, got); !whole[body] {
 					t.Errorf("a visitor got %d with %d bytes: %.100q", got.StatusCode, len(body), body)
@@ -437,7 +437,7 @@ func TestLastGoodCopyIsShownAtOnceAfterReloadAndRestart(t *testing.T) {
 		host.Close()
 		stored := s.storage
 		s.storage = newTestStorage(t)
-		s.reload(shopWith(location)) // which keeps it, whatever is in storage
+		s.reload(shopWith(location)) // keeps the copy, whatever is in storage
 		s.wantPage("/", "<p>Mine. Hello.")
 		s.untilPages("shop", "stale")
 		s.storage.set(shopKey, stored.get(shopKey))
@@ -470,7 +470,7 @@ func TestCopyThatCannotBeReadIsWarnedOf(t *testing.T) {
 		s.logged(`"warn"`, "copy of the page cannot be read from storage", `"page":"`+host.URL+`"`, want)
 		s.storage.setFault(nil)
 		s.storage.set(copyKeyOf(t, host.URL), oldCopy)
-		s.put("shop", "") // which fetches it in vain, and looks for the copy again
+		s.put("shop", "") // fetches the page in vain, and reads the copy again
 		s.untilPage("/", "<p>Old.")
 	}
 }
@@ -492,8 +492,8 @@ func TestPageThatCannotBeStoredIsShownNevertheless(t *testing.T) {
 	s.tellsNoSecret()
 }
 
-// A copy is stored when it has changed, and again when the storage has lost it, though
-// its host says that it has not changed. A file is no business of the storage.
+// A copy is stored when it has changed, and again when the storage has lost it, even if the
+// page's host says that it has not changed. Files are not stored.
 func TestCopyIsStoredWhenTheStorageHasAnother(t *testing.T) {
 	host := newPageHost(t, func(w http.ResponseWriter, r *http.Request) {
 		if r.Header.Get("If-None-Match") == `"v1"` {
@@ -525,7 +525,7 @@ func TestCopyIsStoredWhenTheStorageHasAnother(t *testing.T) {
 		func() { _ = s.storage.Delete(t.Context(), copyKeyOf(t, host.URL)) },
 		func() { s.storage.set(copyKeyOf(t, host.URL), `{"html": "`) },
 		func() { host.answer(answers("<p>Two.")) },
-		func() {}, // after which it is stored no more
+		func() {}, // not stored again
 	} {
 		change()
 		looked, want := loads.Load(), int64(min(i+2, 4))
@@ -622,7 +622,7 @@ func TestStorageThatHangsHoldsUpNoLoadAndNoFetch(t *testing.T) {
 
 var defaultPage = string(page.Default(page.Content{}).HTML)
 
-// oldCopy is what is stored of "<p>Old.".
+// oldCopy is the stored copy of "<p>Old.".
 const oldCopy = `{"html": "PHA+T2xkLg==", "charset": "utf-8"}`
 
 // siteWith is the directive of a site that is in maintenance from the beginning
@@ -680,7 +680,7 @@ func answers(body string) http.HandlerFunc {
 // saysNothing takes a request and leaves it at that.
 func saysNothing(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() }
 
-// withSecrets adds to a URL what nobody may be told.
+// withSecrets adds secrets to a URL.
 func withSecrets(url string) string {
 	return strings.Replace(url, "://", "://bob:hunter2@", 1) + "?token=hunter3"
 }
@@ -705,7 +705,7 @@ func noSecretIn(t *testing.T, text string) {
 	}
 }
 
-// tellsNoSecret looks at all that the server has said.
+// tellsNoSecret fails the test if the server has logged or answered with a secret.
 func (s *server) tellsNoSecret() {
 	s.t.Helper()
 	content, err := os.ReadFile(s.log)
@@ -726,7 +726,7 @@ func running(t *testing.T) *App {
 	return app
 }
 
-// pages is how the pages of a site stand.
+// pages returns the states of a site's pages.
 func (s *server) pages(site string) []page.Status {
 	s.t.Helper()
 	var got struct{ Pages []page.Status }
@@ -747,7 +747,7 @@ func (s *server) untilPages(site, state string) {
 	})
 }
 
-// fetchAgain has the page of shop fetched, and waits until the host is asked.
+// fetchAgain starts a fetch of the page of shop, and waits until the host is asked.
 func (s *server) fetchAgain(host *pageHost) {
 	s.t.Helper()
 	asked := host.asked("/")
@@ -772,7 +772,7 @@ func (s *server) untilPage(path, want string) {
 	eventuallyEqual(s.t, path, func() string { return s.shown(path) }, "503 "+want)
 }
 
-// visitALot has visitors come, who all must get the same.
+// visitALot sends visitors. All of them must get the same.
 func (s *server) visitALot(visitors int, want string, paths ...string) {
 	s.t.Helper()
 	for i := range visitors {

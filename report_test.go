@@ -20,7 +20,7 @@ import (
 	"example.com/caddy-maintenance/internal/store"
 )
 
-// An instance that is alone speaks for the fleet at once, and asks nobody.
+// A single instance answers for the fleet at once, without asking others.
 func TestInstanceThatIsAloneIsConfirmed(t *testing.T) {
 	s := start(t, `maintenance shop`)
 	s.put("shop", "")
@@ -66,8 +66,8 @@ func TestWrongRequestsForInstancesAreRefused(t *testing.T) {
 	wantEqual(t, "status without a site", got.StatusCode, 404)
 }
 
-// The report is stored before records are read, and removed with the last gate. A config that
-// fails leaves it as it is.
+// The report is stored before records are read, and removed with the last handler. A config
+// that fails leaves it unchanged.
 //
 // G11
 func TestReportIsThereAsLongAsThereIsAGate(t *testing.T) {
@@ -101,7 +101,7 @@ func TestReportIsThereAsLongAsThereIsAGate(t *testing.T) {
 		wantEqual(t, "reports", there(), 1)
 		s.failLate("maintenance other")
 		wantEqual(t, "reports after a config that failed", there(), 1)
-		s.put("shop", "") // the config that runs still reports
+		s.put("shop", "") // the running config still reports
 		var journal []store.Entry
 		noError(t, json.Unmarshal([]byte(s.storage.get(store.JournalKey)), &journal))
 		eventually(t, func() error {
@@ -127,7 +127,8 @@ func TestReportIsThereAsLongAsThereIsAGate(t *testing.T) {
 	})
 }
 
-// What is on is on disk when a switch is answered; what is off is not.
+// When a switch is answered, a site that is on has its record on disk, and one that is off has
+// none.
 //
 // G3
 func TestClosedSitesAreKeptOnDisk(t *testing.T) {
@@ -149,8 +150,8 @@ func TestClosedSitesAreKeptOnDisk(t *testing.T) {
 	})
 }
 
-// A process that starts with a storage that has nothing, though it answers, closes what it
-// knew to be closed, and stores it again.
+// A process that starts with an empty storage blocks the sites that were closed when it ended, and
+// stores their records again.
 //
 // G3
 func TestDiskKnowsWhatTheStorageHasLost(t *testing.T) {
@@ -186,7 +187,7 @@ func TestDiskKnowsWhatTheStorageHasLost(t *testing.T) {
 	})
 }
 
-// tell has whoever follows read the record of a site again, as another instance does.
+// tell makes followers read the record of a site again, as another instance does.
 func (s *testStorage) tell(site string) {
 	var journal []any
 	_ = json.Unmarshal([]byte(s.get(store.JournalKey)), &journal)

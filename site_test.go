@@ -9,8 +9,8 @@ import (
 	"testing/synctest"
 )
 
-// Once a site is on and nothing is in flight, no request is let in, however the looks,
-// counts and switches of many requests fall together.
+// Once a site is on and nothing is in flight, no request is admitted, however the looks, counts
+// and switches of many requests interleave.
 //
 // G1, G5
 func TestNoRequestSlipsInWhenNothingIsInFlight(t *testing.T) {

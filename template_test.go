@@ -34,16 +34,16 @@ import (
 
 const switchedOn = `{"version": 1, "enabled": true}`
 
-// remember has the app keep what it knows of closed sites in a file.
+// remember makes the app keep the records of closed sites in a file.
 func (a *App) remember(path string) { a.memory = store.NewMemory(path, caddy.ParseDuration) }
 
-// followOthers has the app follow others from now on.
+// followOthers makes the app follow other instances from now on.
 func (a *App) followOthers() { go newFollower(a).run() }
 
 // gate is the handler of the template.
 func (a *App) gate() *Handler { return gateOf(a.sites[anyHost]) }
 
-// serveHost has a gate serve a request for a host.
+// serveHost serves a request for a host with a handler.
 func (h *Handler) serveHost(ctx context.Context, host string, app func()) (status int) {
 	w := httptest.NewRecorder()
 	r := newRequest(httptest.NewRequestWithContext(ctx, http.MethodGet, "http://"+host, nil))
@@ -53,8 +53,8 @@ func (h *Handler) serveHost(ctx context.Context, host string, app func()) (statu
 	return w.Code
 }
 
-// wantVisits fails the test unless visitors of these hosts get that, such as
-// "acme 503, beta 200"; "waits" is for those that get nothing yet.
+// wantVisits fails the test unless requests for these hosts get these statuses, such as
+// "acme 503, beta 200"; "waits" is for requests without an answer yet.
 func (a *App) wantVisits(t *testing.T, want string) {
 	t.Helper()
 	synctest.Wait()
@@ -94,8 +94,8 @@ func (s *testStorage) recordLoads(takes time.Duration) (loaded func() []string) 
 	}
 }
 
-// Whatever the storage says of which sites there are, none opens that is known to be on, by
-// the journal, by the disk or by its record; and none at all until they can be listed.
+// Whatever the storage lists, no site opens that is on by the journal, the disk or its record. No
+// site opens at all until the records can be listed.
 //
 // G3
 func TestTemplateWhoseSitesCannotBeListedOpensNothing(t *testing.T) {
@@ -159,8 +159,8 @@ func TestTemplateWhoseSitesCannotBeListedOpensNothing(t *testing.T) {
 	}
 }
 
-// A record that another instance stores again while the sites are listed is no sign that the
-// list is not complete.
+// A record that another instance stores again during the listing does not mean that the list is
+// incomplete.
 func TestRecordThatIsStoredDuringTheListClosesNoOtherSite(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "last_known.json")
 	synctest.Test(t, func(t *testing.T) {
@@ -186,8 +186,8 @@ func TestRecordThatIsStoredDuringTheListClosesNoOtherSite(t *testing.T) {
 	})
 }
 
-// A request waits for the record of its own site, which is read before those of others; one
-// for a site that was never switched waits for none.
+// A request waits for the record of its own site only, which is read before those of others. A
+// request for a site that was never switched waits for none.
 //
 // G3
 func TestRequestWaitsForTheRecordOfItsSiteAlone(t *testing.T) {
@@ -212,8 +212,8 @@ func TestRequestWaitsForTheRecordOfItsSiteAlone(t *testing.T) {
 	})
 }
 
-// Sites that were never switched come into memory when another instance switches them, also
-// where the journal does not tell it, and stay there for as long as there is a record.
+// A site that was never switched comes into memory when another instance switches it, even if
+// the journal does not show that, and stays there as long as it has a record.
 //
 // G3, G4, G8
 func TestSitesOfATemplateAreFollowed(t *testing.T) {
@@ -251,7 +251,7 @@ func TestSitesOfATemplateAreFollowed(t *testing.T) {
 		a.wantVisits(t, "lost 503")
 		wantEqual(t, "others are told of what was lost", strings.Contains(storage.get(store.JournalKey), `"lost"`), true)
 
-		// What has no record leaves as it has come.
+		// Sites without a record leave the memory again.
 		storage.tell("ghost")
 		time.Sleep(2 * defaultSyncInterval)
 		wantEqual(t, "a site without a record is in memory", sites.Find("ghost") != nil, false)
@@ -265,7 +265,7 @@ func TestSitesOfATemplateAreFollowed(t *testing.T) {
 	})
 }
 
-// Whoever comes, and by whichever name, costs no storage and no memory.
+// Requests for sites that were never switched cost no storage access and no memory.
 //
 // G8
 func TestVisitorsBringNoSiteIntoMemory(t *testing.T) {
@@ -294,8 +294,8 @@ func TestVisitorsBringNoSiteIntoMemory(t *testing.T) {
 	})
 }
 
-// A request that has found its site, or that it is not in memory, is not let in if that changes
-// before it is counted.
+// A request is not admitted if its site changes, or comes into memory, between the look at the
+// site and the count.
 //
 // G1, G5
 func TestRequestFindsItsSiteAgainWhenThatHasChanged(t *testing.T) {
@@ -324,8 +324,8 @@ func TestRequestFindsItsSiteAgainWhenThatHasChanged(t *testing.T) {
 	}
 }
 
-// A request that was let in while its site was in memory for a moment is terminated with what
-// the switch says, too.
+// terminate_after also applies to a request that was admitted while its site was in memory for a
+// moment.
 //
 // G5
 func TestRequestOutlivesTheTimeOfItsSiteInMemory(t *testing.T) {
@@ -348,7 +348,7 @@ func TestRequestOutlivesTheTimeOfItsSiteInMemory(t *testing.T) {
 	})
 }
 
-// countedContext calls a function when a gate is about to count a request.
+// countedContext calls a function when a handler is about to count a request.
 type countedContext struct {
 	context.Context
 	counted func()
@@ -361,8 +361,8 @@ func (c countedContext) Value(key any) any {
 	return c.Context.Value(key)
 }
 
-// Once a site that was never switched is on and nothing of it is in flight, no request is let
-// in, however looks, counts and switches fall together.
+// Once a site that was never switched is on and has nothing in flight, no request is admitted,
+// however looks, counts and switches interleave.
 //
 // G1, G5
 func TestNoRequestSlipsInWhileASiteComesIntoMemory(t *testing.T) {
@@ -427,7 +427,7 @@ func (s *server) wantVisits(status int, visits string) {
 	}
 }
 
-// Which requests are blocked when the site of that name is on, or let in when it is off.
+// Which requests are blocked when the site of that name is on, or admitted when it is off.
 func TestTemplateMakesTheSiteOfARequest(t *testing.T) {
 	for _, test := range []struct{ before, directives, site, blocked, open string }{
 		{"", "maintenance {host}", "acme.test", "acme.test/, ACME.Test./x, acme.test:8443/, POST acme.test/", "acme/, beta.test/, [::1]/, a..test/"},
@@ -470,7 +470,8 @@ func TestTemplateMakesTheSiteOfARequest(t *testing.T) {
 
 var enabledMetric = regexp.MustCompile(`(?m)^caddy_maintenance_enabled{site="(.+)"}`)
 
-// Answers, metrics and lists have the names that operators have switched, and no visitor's.
+// Answers, metrics and lists show names that operators have switched, and none that only
+// visitors sent.
 //
 // G8
 func TestOnlySitesOfATemplateThatAreNotOffAreListed(t *testing.T) {
@@ -525,7 +526,7 @@ func TestOnlySitesOfATemplateThatAreNotOffAreListed(t *testing.T) {
 		"404unknown site acme; the sites of the running config are: shop-{http.request.host}")
 }
 
-// The secret, and the cookie, of one site is no good for another.
+// The secret and the cookie of one site do not work for another.
 //
 // G1
 func TestCookieIsGoodForOneSiteOfATemplate(t *testing.T) {
@@ -544,8 +545,8 @@ func TestCookieIsGoodForOneSiteOfATemplate(t *testing.T) {
 	}
 }
 
-// What was let in while nothing was known of its site is in flight when that is switched on:
-// of an app, of an upgraded connection, and in spite of a reload.
+// Requests that were admitted before their site was in memory are in flight when it is switched
+// on: proxied ones, upgraded connections, and across a reload.
 //
 // G1, G5
 func TestRequestsOfNeverSwitchedSitesAreInFlight(t *testing.T) {
@@ -585,7 +586,7 @@ func TestRequestsOfNeverSwitchedSitesAreInFlight(t *testing.T) {
 			if got := <-slow["acme"]; got.StatusCode != 503 || !strings.Contains(got.body, "Moving.") {
 				t.Errorf("what is terminated got %d %s", got.StatusCode, got.body)
 			}
-			_, _ = io.Copy(io.Discard, reader) // until it is cut off, too
+			_, _ = io.Copy(io.Discard, reader) // until it is terminated, too
 			wantEqual(t, "in_flight when all are terminated", s.status("acme?wait=10s")["in_flight"], 0.0)
 			for _, release := range releases {
 				close(release)

@@ -21,8 +21,8 @@ import (
 
 // The moment
 
-// Time counts from when this instance began to keep requests out, whenever that was
-// stored, and whenever and however often it is said how long.
+// Time counts from when this instance began to block requests, whenever that was stored, and
+// however often terminate_after changes.
 func TestMomentOfTermination(t *testing.T) {
 	on := func(terminateAfter string) string {
 		return fmt.Sprintf(`read {"enabled": true, "since": "1970-01-01T00:00:00Z", "terminate_after": %q}`, terminateAfter)
@@ -71,8 +71,8 @@ func TestMomentOfTermination(t *testing.T) {
 	}
 }
 
-// A timer that is late, when the site has been opened and closed again, has found
-// requests that are none of its business.
+// A timer that fires late, after the site was opened and closed again, must leave the requests
+// that were admitted meanwhile alone.
 func TestLateTimerLeavesTheNextMaintenanceAlone(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		shop := newClosedGate("shop", `{"terminate_after": "1ms"}`).site
@@ -97,9 +97,9 @@ func TestLateTimerLeavesTheNextMaintenanceAlone(t *testing.T) {
 
 // The answer
 
-// A terminated request gets the page and nothing of the app's. It is not in flight while
-// that is sent, so a client that does not read it is not waited for; and a gate further
-// outside that terminates it meanwhile does not answer again.
+// A terminated request gets the page and nothing from the app. It is not in flight while the
+// page is sent, so nobody waits for a client that does not read it. An outer handler that
+// terminates it meanwhile does not answer again.
 func TestTerminatedRequestGetsThePageAlone(t *testing.T) {
 	for _, protocol := range []int{1, 2} {
 		all, shop := newTestSite("all"), newTestSite("shop")
@@ -141,9 +141,9 @@ func TestTerminatedRequestGetsThePageAlone(t *testing.T) {
 	}
 }
 
-// A request that has failed is terminated in its error routes, with the writer that they
-// get. If there are none, its connection may be another's, and is left alone; the request
-// is in flight until the server is done with it.
+// A failed request is terminated in its error routes, with their writer. If there are none, its
+// connection may already serve another request and is left alone; the failed one is in flight
+// until the server is done with it.
 func TestRequestThatHasFailedIsTerminatedInItsErrorRoutes(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		shop := newTestSite("shop")
@@ -192,12 +192,12 @@ func (w *hookedRecorder) WriteHeader(status int) {
 	w.onAnswer()
 }
 
-// HTTP/1: the server, too, waits for the rest of an upload, if it is small, before it uses
-// the connection again. One that is still being sent keeps no client from reading the page.
+// On HTTP/1, the server waits for the rest of a small upload before it uses the connection again.
+// An upload that is still being sent does not keep its client from reading the page.
 func TestUploadIsTerminatedWhateverTheServerWaitsFor(t *testing.T) {
 	ofEachKind(t, func(t *testing.T, k kind) {
 		app := newApp(t, func(w http.ResponseWriter, r *http.Request) {
-			if r.URL.Path == "/early" { // begins to answer what is still being sent
+			if r.URL.Path == "/early" { // answers before it has read the body
 				_ = http.NewResponseController(w).EnableFullDuplex()
 				_, _ = io.WriteString(w, "early")
 				_ = http.NewResponseController(w).Flush()
@@ -248,8 +248,8 @@ func TestUploadIsTerminatedWhateverTheServerWaitsFor(t *testing.T) {
 	})
 }
 
-// A request that has failed is one request, also where the site's gate is among the error
-// routes, or comes twice.
+// A failed request counts once, even if a handler of the site is among the error routes, or
+// comes twice.
 //
 // G5
 func TestRequestThatMeetsSeveralGatesOfASiteIsCountedOnce(t *testing.T) {
@@ -283,8 +283,8 @@ func TestRequestThatMeetsSeveralGatesOfASiteIsCountedOnce(t *testing.T) {
 	})
 }
 
-// A gate that stands among the error routes only leaves them as they are, however many
-// sites have some.
+// A handler that is only among the error routes does not change them, however many sites have
+// some.
 func TestGateAmongErrorRoutesLeavesThemAlone(t *testing.T) {
 	for others := range 4 {
 		s := prepare(t)
@@ -311,8 +311,8 @@ func TestGateAmongErrorRoutesLeavesThemAlone(t *testing.T) {
 	}
 }
 
-// An app may go on with a request that was terminated in goroutines of its own, as
-// reverse_proxy does when it dials, and these read the request's variables.
+// An app's goroutines may go on with a terminated request and read its variables, as those of
+// reverse_proxy do while it dials.
 //
 // G10: this is for the race detector.
 func TestTerminationDoesNotRaceWithADial(t *testing.T) {
@@ -336,14 +336,14 @@ func TestTerminationDoesNotRaceWithADial(t *testing.T) {
 	answers.expectPage(t, "300")
 	s.expectAccess("/", "info 503 terminated")
 	for before := reads.Load(); reads.Load() < before+1000; {
-		runtime.Gosched() // as the race detector has to see some
+		runtime.Gosched() // so that the race detector sees some
 	}
 	stop()
 }
 
 // What is behind the gate
 
-// Who is in front of the gate sees what is done to the request behind it.
+// Handlers before this one see changes to the request by those after it.
 func TestRequestIsTheSameWithAndWithoutGate(t *testing.T) {
 	ofEachKind(t, func(t *testing.T, k kind) {
 		const seen = "{http.request.method} {http.request.uri} {http.request.host} {http.request.header.X-Added} " +

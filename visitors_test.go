@@ -22,8 +22,8 @@ import (
 	"example.com/caddy-maintenance/internal/store"
 )
 
-// Visitors choose the names of sites by placeholder. One that was never switched costs no
-// access to the storage, and nothing that stays.
+// Visitors choose names of sites that come from placeholders. A site that was never switched
+// costs no access to the storage, and no memory that stays.
 //
 // G8, G10
 func TestNamesOfVisitorsLeaveNothingBehind(t *testing.T) {
@@ -34,7 +34,7 @@ func TestNamesOfVisitorsLeaveNothingBehind(t *testing.T) {
 		noError(t, err)
 	}
 	s := prepare(t)
-	s.options += "maintenance {\nsync_interval off\n}" // so that nothing is read by and by
+	s.options += "maintenance {\nsync_interval off\n}" // so that no sync reads anything
 	_, port, _ := net.SplitHostPort(freeAddress(t))
 	s.before = fmt.Sprintf("http://:%s {\nmaintenance {host}\nrespond 200\n}", port)
 	s.storage.set(store.Key("acme.example"), benchOn)
