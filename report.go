@@ -191,7 +191,7 @@ func (a *App) leave() {
 // warnOfReport warns of a report that could not be removed.
 func (a *App) warnOfReport(err error) {
 	if err != nil {
-		a.log.Warn("report of this instance cannot be removed; other instances list it as silent for 10 minutes, or until `caddy maintenance forget`",
+		a.log.Warn("report of this instance cannot be removed; other instances list it as silent until `caddy maintenance forget`, or for 10 minutes",
 			zap.String("instance", a.self.Name()), zap.Error(err))
 	}
 }
