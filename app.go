@@ -218,7 +218,7 @@ func (a *App) untilRunning() bool {
 
 func checkSyncInterval(d time.Duration) error {
 	if d < minSyncInterval || d > maxSyncInterval {
-		return fmt.Errorf("invalid sync_interval %q: must be %s to %s, or off (for example 2s)", d, minSyncInterval, maxSyncInterval)
+		return fmt.Errorf("invalid sync_interval %q: must be 100ms to 1m, or off (for example 2s)", d)
 	}
 	return nil
 }
@@ -245,9 +245,9 @@ type serverStop struct {
 	stop     func()
 }
 
-// stopping returns a channel that is closed when the config is unloaded. Cleanup would be
-// too late: Caddy calls it when all requests have ended. So may Stop be: when Caddy exits, it
-// may stop this app after http.
+// stopping returns a channel that is closed when the config is unloaded. Cleanup and Stop would
+// be too late: Caddy calls Cleanup when all requests have ended, and when it exits, it may stop
+// this app after http.
 func (a *App) stopping(s *caddyhttp.Server) <-chan struct{} {
 	known, ok := a.servers[s]
 	if !ok {

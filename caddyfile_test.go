@@ -83,7 +83,7 @@ const (
 //
 // G7
 func TestWrongCaddyfileIsRefused(t *testing.T) {
-	const interval = `": must be 100ms to 1m0s, or off (for example 2s), at Caddyfile:3`
+	const interval = `": must be 100ms to 1m, or off (for example 2s), at Caddyfile:3`
 	for place, tests := range map[string]map[string]string{
 		":8080 {\n%\n}": {
 			`maintenance`:                      noName,
@@ -165,7 +165,7 @@ func TestWrongJSONConfigIsRefusedAndChangesNothing(t *testing.T) {
 			good + `}, {"handler": "maintenance", "site": "SHOP", "initial_state": "on"`, `{}`,
 			`conflicting initial_state: one handler of site shop says on and another does not; use the same value in all of them`,
 		},
-		{good, `{"sync_interval": "10ms"}`, `invalid sync_interval "10ms": must be 100ms to 1m0s, or off (for example 2s)`},
+		{good, `{"sync_interval": "10ms"}`, `invalid sync_interval "10ms": must be 100ms to 1m, or off (for example 2s)`},
 		{good, `{"colour": "red"}`, `unknown field "colour"`},
 	} {
 		err := caddy.Load([]byte(`{"admin": {"listen": "`+strings.TrimPrefix(s.admin, "http://")+`", "config": {"persist": false}},

@@ -106,9 +106,8 @@ func (s *sharedSite) setTerminateTimer() {
 	}
 }
 
-// terminate ends requests in flight, unless the site has been opened since blockedSince, or
-// its terminate_after has been changed: some of them may be newer than the present
-// maintenance, or have more time.
+// terminate ends requests in flight. It does nothing if the site was opened since blockedSince,
+// or if its terminate_after was extended or cleared: then some of the requests have more time.
 func (s *sharedSite) terminate(requests []*inflight.Request, blockedSince time.Time) {
 	st := s.Current()
 	at := st.TerminateAt()
