@@ -472,7 +472,7 @@ func TestRecipeImagesAndStyles(t *testing.T) {
 func TestGuideHold(t *testing.T) {
 	t.Parallel()
 	script := find("(?s)```sh\n(.*?)\n```", readSection(t, "guide.md", "Hold requests"))[0]
-	r, c := newRecipe(t, "operations.md", "Hold requests during a deploy")
+	r, c := newRecipe(t, "guide.md", "Hold requests")
 	shop := r.startService()
 	r.examples = append(r.examples, "--terminate-after 10s", "--terminate-after 1s")
 	r.load(r.only(c, "caddyfile"))
