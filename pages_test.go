@@ -58,8 +58,8 @@ func TestWrongPageIsRefused(t *testing.T) {
 		`page`:                                 `page takes one argument, got 0`,
 		`page one.html two.html`:               `page takes one argument, got 2`,
 		"page one.html {\ntwo.html\n}":         `page takes no block`,
-		`page ftp://bob:hunter2@x/y?t=hunter3`: `page: "ftp://x/y" given, accepted are https, http, and for a file its path`,
-		`page https://bob:hunter2@x:port/y`:    `page: the URL given cannot be parsed; in a password or query, percent-encode`,
+		`page ftp://bob:hunter2@x/y?t=hunter3`: `page: invalid URL "ftp://x/y": must start with https:// or http://; for a file, give its path`,
+		`page https://bob:hunter2@x:port/y`:    `page: invalid URL: cannot be parsed; in a password or query, percent-encode`,
 		"page one.html\npage one.html":         `page is given twice`,
 		`refresh`:                              `refresh takes one argument, got 0`,
 		`refresh 1s 2s`:                        `refresh takes one argument, got 2`,
@@ -107,7 +107,7 @@ func TestConfigThatFailsLeavesThePagesAsTheyAre(t *testing.T) {
 		`"refresh": "500ms"`:            `invalid refresh "500ms": must be at least 1s (for example 30s)`,
 		`"refresh": -1`:                 `invalid refresh "-1ns": must be at least 1s (for example 30s)`,
 		`"page": ["page.html"]`:         `cannot unmarshal array`,
-		`"page": "{env.TEST_PAGE}"`:     `page: the URL given cannot be parsed`,
+		`"page": "{env.TEST_PAGE}"`:     `page: invalid URL: cannot be parsed`,
 		`"page": "{http.request.host}"`: `known when the config loads`,
 		`"page": "missing.html"`:        filepath.Join(dir, "missing.html") + ` cannot be read`,
 	} {
@@ -291,7 +291,7 @@ func TestBadPageIsReportedAndHarmsNobody(t *testing.T) {
 	within(t, "the switch on", 2*time.Second, func() { s.put("shop", `{"message": "Hello."}`) })
 	within(t, "the change of an option", 2*time.Second, func() { s.patch("shop", `{"message": null}`) })
 	s.visitALot(200, defaultPage, "/silent/", "/missing/")
-	const failure = "it is answered with status 404, 200 is accepted"
+	const failure = "got status 404, want 200"
 	want := []page.Status{
 		{Source: missing, State: "failed", Error: failure, ShowsMessage: true},
 		{Source: silent, State: "fetching", ShowsMessage: true},

@@ -52,10 +52,10 @@ func newCopy(content []byte, header http.Header) (*Copy, error) {
 	case mediaType == "text/html", mediaType == "application/xhtml+xml":
 	case given == "", mediaType == "application/octet-stream", mediaType == "binary/octet-stream":
 		if !beginsLikeHTML(content) {
-			return nil, fmt.Errorf("its Content-Type is %q and it does not begin like HTML", given)
+			return nil, fmt.Errorf("got Content-Type %q and content that does not start like HTML, want text/html", given)
 		}
 	default:
-		return nil, fmt.Errorf("its Content-Type is %q, text/html is accepted", given)
+		return nil, fmt.Errorf("got Content-Type %q, want text/html", given)
 	}
 	// The mark at the beginning says more about the encoding than the header does.
 	if charset := parameters["charset"]; charset != "" && !bytes.HasPrefix(content, bom) {
@@ -85,16 +85,16 @@ func ParseCopy(raw []byte) (*Copy, error) {
 // check checks what a page has to be, wherever it comes from.
 func (c *Copy) check() error {
 	if len(bytes.TrimSpace(c.HTML)) == 0 {
-		return errors.New("it is empty")
+		return errors.New("the page is empty")
 	}
 	if !charsets.MatchString(c.Charset) {
-		return fmt.Errorf("its charset is %s, a name such as utf-8 is accepted", truncate(fmt.Sprintf("%q", c.Charset)))
+		return fmt.Errorf("invalid charset %s: must be the name of a charset (for example utf-8)", truncate(fmt.Sprintf("%q", c.Charset)))
 	}
 	if c.isUTF8() && !utf8.Valid(c.HTML) {
-		return errors.New("it is not valid UTF-8; save it as UTF-8, or name its charset in the Content-Type")
+		return errors.New("the page is not valid UTF-8; save it as UTF-8, or name its charset in the Content-Type header")
 	}
 	if n := c.placeholders(); n > maxPlaceholders {
-		return fmt.Errorf("it has %d placeholders, at most %d are accepted", n, maxPlaceholders)
+		return fmt.Errorf("the page has %d placeholders, the limit is %d", n, maxPlaceholders)
 	}
 	return nil
 }

@@ -25,8 +25,8 @@ const (
 )
 
 var (
-	errTooLarge   = fmt.Errorf("it is larger than %d bytes", maxSize)
-	errHostSilent = fmt.Errorf("no complete answer within %s", fetchTimeout)
+	errTooLarge   = fmt.Errorf("the page is larger than %d MiB", maxSize>>20)
+	errHostSilent = fmt.Errorf("no complete response within %s", fetchTimeout)
 )
 
 // Fetcher gets custom pages from where they are. It gets 32 at once at most; the others
@@ -98,10 +98,10 @@ func (f *Fetcher) get(ctx context.Context, location string, last *Copy) (*Copy, 
 		return nil, nil
 	}
 	if response.StatusCode != http.StatusOK {
-		return nil, fmt.Errorf("it is answered with status %d, 200 is accepted", response.StatusCode)
+		return nil, fmt.Errorf("got status %d, want 200", response.StatusCode)
 	}
 	if encoding := response.Header.Get("Content-Encoding"); encoding != "" && encoding != "identity" {
-		return nil, fmt.Errorf("its Content-Encoding is %s, gzip or none is accepted", truncate(fmt.Sprintf("%q", encoding)))
+		return nil, fmt.Errorf("got Content-Encoding %s, want gzip or none", truncate(fmt.Sprintf("%q", encoding)))
 	}
 	content, err := readAll(response.Body)
 	if err != nil {
@@ -127,7 +127,7 @@ func checkRedirect(next *http.Request, via []*http.Request) error {
 	from := via[len(via)-1].URL
 	same := next.URL.Scheme == from.Scheme && strings.EqualFold(next.URL.Hostname(), from.Hostname()) && port(next.URL) == port(from)
 	if next.URL.Scheme != "https" && !same {
-		return fmt.Errorf("a redirect to %s, followed is one to https or to the same scheme, host and port", truncate(withoutSecrets(next.URL)))
+		return fmt.Errorf("invalid redirect to %s: must lead to https, or to the same scheme, host and port", truncate(withoutSecrets(next.URL)))
 	}
 	next.Header.Del("Referer") // which has the query of the page's URL
 	return nil
@@ -166,7 +166,7 @@ func readFile(path string) (*Copy, error) {
 	content, err := readAll(file)
 	if err == nil && !isNamedHTML(path) && !beginsLikeHTML(content) {
 		// A wrong path must not show visitors what is not meant for them.
-		err = errors.New("it is not called .html, and does not begin like HTML")
+		err = errors.New("the file is not named .html and does not start like HTML")
 	}
 	var c *Copy
 	if err == nil {

@@ -22,9 +22,9 @@ const (
 	userinfo = "bob:hunter2@"
 	query    = "?token=hunter3"
 
-	silence     = "no complete answer within 10s"
+	silence     = "no complete response within 10s"
 	longHeaders = "headers exceeded 65536 bytes"
-	tooLarge    = "it is larger than 1048576 bytes"
+	tooLarge    = "the page is larger than 1 MiB"
 	ok          = "HTTP/1.1 200 OK\r\n"
 )
 
@@ -52,26 +52,26 @@ var badPages = map[string]struct {
 	"6 redirects": {hops(6), "more than 5 redirects"},
 	"to admin": {
 		redirects("http://" + userinfo + "localhost:2019/config/" + query),
-		"a redirect to http://localhost:2019/config/, followed is one to https or to the same scheme, host and port",
+		"invalid redirect to http://localhost:2019/config/: must lead to https, or to the same scheme, host and port",
 	},
-	"to file":         {redirects("file:///etc/passwd"), "a redirect to file:///etc/passwd, followed is"},
-	"to an odd query": {redirects(`http://other.example/lost?q="a b"&token=hunter3`), "a redirect to http://other.example/lost"},
+	"to file":         {redirects("file:///etc/passwd"), "invalid redirect to file:///etc/passwd: must"},
+	"to an odd query": {redirects(`http://other.example/lost?q="a b"&token=hunter3`), "invalid redirect to http://other.example/lost: must"},
 	"to nowhere":      {redirects("http://" + userinfo + "no where/" + query), "Location"},
 
-	"blank":     {answers(html, "\ufeff \r\n\t"), "it is empty"},
-	"no text":   {status(204), "status 204, 200 is accepted"},
-	"broken":    {status(500), "status 500, 200 is accepted"},
-	"unchanged": {status(304), "status 304, 200 is accepted"},
+	"blank":     {answers(html, "\ufeff \r\n\t"), "the page is empty"},
+	"no text":   {status(204), "got status 204, want 200"},
+	"broken":    {status(500), "got status 500, want 200"},
+	"unchanged": {status(304), "got status 304, want 200"},
 
-	"JSON":          {answers("application/json", `{"a": 1}`), `its Content-Type is "application/json", text/html is accepted`},
-	"octets":        {answers("binary/octet-stream", "\x7fELF"), `"binary/octet-stream" and it does not begin like HTML`},
-	"untyped":       {answers("", "Hello."), `its Content-Type is "" and it does not begin like HTML`},
-	"long type":     {answers("text/"+strings.Repeat("x", 50_000), "Hello."), "text/html is accepted"},
-	"invalid UTF-8": {answers("text/html", "<p>\xfc"), "it is not valid UTF-8"},
-	"brotli":        {encodes("br", "<p>Mine."), `its Content-Encoding is "br", gzip or none is accepted`},
+	"JSON":          {answers("application/json", `{"a": 1}`), `got Content-Type "application/json", want text/html`},
+	"octets":        {answers("binary/octet-stream", "\x7fELF"), `"binary/octet-stream" and content that does not start like HTML`},
+	"untyped":       {answers("", "Hello."), `got Content-Type "" and content that does not start like HTML, want text/html`},
+	"long type":     {answers("text/"+strings.Repeat("x", 50_000), "Hello."), "want text/html"},
+	"invalid UTF-8": {answers("text/html", "<p>\xfc"), "the page is not valid UTF-8"},
+	"brotli":        {encodes("br", "<p>Mine."), `got Content-Encoding "br", want gzip or none`},
 	"no gzip":       {encodes("gzip", "<p>Mine. It is not compressed at all."), "gzip: invalid header"},
-	"full":          {answers(html, strings.Repeat(messagePlaceholder+untilPlaceholder, 51)), "102 placeholders, at most 100 are accepted"},
-	"bad charset":   {answers(`text/html; charset="utf-8 evil"`, "<p>Mine."), "its charset is "},
+	"full":          {answers(html, strings.Repeat(messagePlaceholder+untilPlaceholder, 51)), "the page has 102 placeholders, the limit is 100"},
+	"bad charset":   {answers(`text/html; charset="utf-8 evil"`, "<p>Mine."), "invalid charset "},
 
 	"breaks off": {hijacks(ok+"Content-Type: text/html\r\nContent-Length: 100\r\n\r\n<p>Mine.", nil), "unexpected EOF"},
 	"hangs up":   {hijacks("", nil), "EOF"},
@@ -121,7 +121,7 @@ func TestPagesOverHTTPAndHTTPS(t *testing.T) {
 		"as asked for":  {asked, "bob hunter2 token=hunter3 caddy-maintenance", "", false},
 		"endless body":  {endless, "", tooLarge, false},
 		"other host":    {redirects("//other.example/hops-0"), "<p>Mine.", "", true},
-		"to http":       {redirects("http://page.example/hops-0"), "", "followed is one to https or to the same scheme", true},
+		"to http":       {redirects("http://page.example/hops-0"), "", "must lead to https, or to the same scheme", true},
 		"large headers": {largeHeaders, "", "header list", true},
 	} {
 		for protocol, start := range map[int]func(*httptest.Server){1: (*httptest.Server).Start, 2: (*httptest.Server).StartTLS} {

@@ -150,13 +150,13 @@ func TestStoredCopy(t *testing.T) {
 		"":                                     "unexpected end of JSON",
 		"<p>Mine.":                             "invalid character",
 		stored("<p>Mine.", "utf-8")[:30]:       "unexpected end of JSON",
-		"null":                                 "it is empty",
-		"{}":                                   "it is empty",
+		"null":                                 "the page is empty",
+		"{}":                                   "the page is empty",
 		`{"html": 5, "charset": "utf-8"}`:      "cannot unmarshal",
-		stored(" \n", "utf-8"):                 "it is empty",
-		stored("<p>Mine.", ""):                 "its charset is",
-		stored("<p>Mine.", "utf-8\r\nX-Evil:"): "its charset is",
-		stored("<p>\xfc", "utf-8"):             "it is not valid UTF-8",
+		stored(" \n", "utf-8"):                 "the page is empty",
+		stored("<p>Mine.", ""):                 "invalid charset",
+		stored("<p>Mine.", "utf-8\r\nX-Evil:"): "invalid charset",
+		stored("<p>\xfc", "utf-8"):             "the page is not valid UTF-8",
 		stored(strings.Repeat("x", maxSize+1), "utf-8"): tooLarge,
 	} {
 		if c, err := ParseCopy([]byte(raw)); c != nil || err == nil || !strings.Contains(err.Error(), want) {
@@ -175,7 +175,7 @@ func TestFileIsReadAgain(t *testing.T) {
 	const named = "New. Its name says that it is HTML."
 	for _, test := range []struct{ content, state, shown, want string }{
 		{named, "ok", named, ""},
-		{"", "stale", named, dir + "/page.html: it is empty"},
+		{"", "stale", named, dir + "/page.html: the page is empty"},
 		{"<p>Newer.", "ok", "<p>Newer.", ""},
 	} {
 		writeFile(t, "page.html", test.content)

@@ -40,15 +40,15 @@ func ParseSource(text string) (Source, error) {
 	u, err := url.Parse(text)
 	if err != nil {
 		// Neither the URL nor the error is shown: a password may be what is wrong.
-		return Source{}, errors.New("the URL given cannot be parsed; " +
-			"in a password or query, percent-encode what is not a letter, digit, or one of - . _ ~")
+		return Source{}, errors.New("invalid URL: cannot be parsed; " +
+			"in a password or query, percent-encode everything except letters, digits and - . _ ~")
 	}
 	source := Source{location: text, shown: withoutSecrets(u), remote: true}
 	if u.Scheme != "https" && u.Scheme != "http" {
-		return Source{}, fmt.Errorf("%q given, accepted are https, http, and for a file its path without a scheme", source)
+		return Source{}, fmt.Errorf("invalid URL %q: must start with https:// or http://; for a file, give its path without a scheme", source)
 	}
 	if u.Hostname() == "" {
-		return Source{}, errors.New("the URL given names no host")
+		return Source{}, errors.New("invalid URL: the host is missing (for example https://status.example.com/down.html)")
 	}
 	return source, nil
 }

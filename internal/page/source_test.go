@@ -10,7 +10,7 @@ import (
 
 const (
 	// What was given, and what is wrong with it, may be a password.
-	unparsable = "the URL given cannot be parsed; in a password or query, percent-encode what is not a letter, digit, or one of - . _ ~"
+	unparsable = "invalid URL: cannot be parsed; in a password or query, percent-encode everything except letters, digits and - . _ ~"
 	missing    = " cannot be read: no such file or directory"
 )
 
@@ -66,8 +66,8 @@ func TestWrongSourceIsRefused(t *testing.T) {
 		writeFile(t, name, content)
 	}
 	refused := map[string]string{
-		"ftp://bob:hunter2@x/y?t=hunter3":        `"ftp://x/y" given, accepted are https, http, and for a file its path without a scheme`,
-		"file:///x":                              `"file:///x" given, accepted are https`,
+		"ftp://bob:hunter2@x/y?t=hunter3":        `invalid URL "ftp://x/y": must start with https:// or http://; for a file, give its path without a scheme`,
+		"file:///x":                              `invalid URL "file:///x": must start with https://`,
 		".":                                      dir + " is not a regular file",
 		"sub/missing.html":                       filepath.Join(dir, "sub/missing.html") + missing,
 		"../missing.html":                        filepath.Join(filepath.Dir(dir), "missing.html") + missing,
@@ -78,14 +78,14 @@ func TestWrongSourceIsRefused(t *testing.T) {
 		"bob:hunter2@status.example/y?t=hunter3": "did you mean https://status.example/y?",
 		"https:/bob:hunter2@status.example/y?t=hunter3": "did you mean https://status.example/y?",
 		"https:bob:hunter2@status.example/y?t=hunter3":  "did you mean https://status.example/y?",
-		"notes.txt":   filepath.Join(dir, "notes.txt") + ": it is not called .html, and does not begin like HTML",
-		"empty.html":  ": it is empty",
-		"bom.html":    ": it is empty",
-		"latin1.html": ": it is not valid UTF-8; save it as UTF-8",
-		"large.html":  ": it is larger than 1048576 bytes",
+		"notes.txt":   filepath.Join(dir, "notes.txt") + ": the file is not named .html and does not start like HTML",
+		"empty.html":  ": the page is empty",
+		"bom.html":    ": the page is empty",
+		"latin1.html": ": the page is not valid UTF-8; save it as UTF-8",
+		"large.html":  ": the page is larger than 1 MiB",
 	}
 	for _, text := range []string{"https://", "https:///page.html", "https://bob:hunter2@/page.html", "//"} {
-		refused[text] = "the URL given names no host"
+		refused[text] = "invalid URL: the host is missing (for example https://status.example.com/down.html)"
 	}
 	for _, text := range []string{
 		"://x/y", "https://x:port/y", "https://bob:hunter2@x:port/y?t=hunter3", "https://bob:hunter2%zz@x/y",
