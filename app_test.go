@@ -45,7 +45,7 @@ func TestSwitchDoesNotWaitForEverAndMayTakeEffectLate(t *testing.T) {
 		const slow = "storing state of site shop: the storage did not answer within 10s; " +
 			"the switch may still take effect if the storage was only slow: repeat it to be sure"
 		const busy = "switching site shop: an earlier switch is still waiting for the storage; " +
-			"nothing has changed, repeat it when the storage answers"
+			"nothing has changed; try again when the storage answers"
 		for _, test := range []struct {
 			site, want string
 			after      time.Duration
@@ -462,7 +462,7 @@ func TestSwitchThatFailsSaysSoAndChangesNothing(t *testing.T) {
 		const (
 			perhaps = "storing state of site shop: disk full; " +
 				"the switch may still take effect if the storage was only slow: repeat it to be sure"
-			nothing = "reading state of site shop: disk full; nothing has changed, repeat it when the storage answers"
+			nothing = "reading state of site shop: disk full; nothing has changed; try again when the storage answers"
 		)
 		s := k.start(t, `maintenance shop`)
 		s.put("shop", `{"message": "Old."}`)

@@ -36,7 +36,7 @@ var storageFaults = []struct {
 
 const (
 	nothingChanged = "the disk is on fire; nothing has changed"
-	nothingThere   = "it is taken to be down; nothing has changed"
+	nothingThere   = "it finds nothing, not even what this instance has just stored; nothing has changed"
 	mayTakeEffect  = "the disk is on fire; the switch may still take effect"
 	notAnswered    = "the storage did not answer within 10s; the switch may still take effect"
 )

@@ -20,11 +20,11 @@ const reportsPath = "maintenance/instances"
 const ReportInterval = 30 * time.Second
 
 // ErrDown says that a storage answers, but not with what is in it.
-var ErrDown = errors.New("the storage says that it has nothing, not even what this instance has just stored; it is taken to be down")
+var ErrDown = errors.New("the storage seems to be down: it finds nothing, not even what this instance has just stored")
 
 // errNotReported says that a storage has not stored the report of this instance, by which to
 // see whether it answers.
-var errNotReported = errors.New("the storage says that there is nothing, and has stored nothing yet; it is taken to be down")
+var errNotReported = errors.New("the storage seems to be down: it finds nothing, and this instance has not been able to store anything yet")
 
 // Report is what an instance says of itself.
 type Report struct {

@@ -54,7 +54,7 @@ const (
 var ErrSilent = fmt.Errorf("the storage did not answer within %s", Timeout)
 
 // ErrBusy says that an earlier switch of the site still waits for the storage.
-var ErrBusy = errors.New("an earlier switch is still waiting for the storage; nothing has changed, repeat it when the storage answers")
+var ErrBusy = errors.New("an earlier switch is still waiting for the storage; nothing has changed; try again when the storage answers")
 
 // NotStoredError says that a switch could not be stored.
 type NotStoredError struct {
@@ -257,7 +257,7 @@ const listAttempts = 10
 const emptyAttempts = 3
 
 // errNotListed says that a list does not have what must be in it.
-var errNotListed = errors.New("the storage does not list everything that is there")
+var errNotListed = errors.New("the storage returned an incomplete list")
 
 // list returns the names in a directory, none if there is no such directory.
 func (s *Store) list(ctx context.Context, directory string, isComplete func(names []string) bool) ([]string, error) {
@@ -319,7 +319,7 @@ func (s *Store) List(ctx context.Context, target *site.Site, closed []string) <-
 		listed, err := s.listSites(ctx, l.Names)
 		if err != nil {
 			s.noteStalled(ctx)
-			l.Err = fmt.Errorf("listing the states of sites: %w", err)
+			l.Err = fmt.Errorf("listing sites: %w", err)
 		}
 		l.Names = append(l.Names, listed...)
 		l.Tentative = target.Reading.Add(-1) > 0
@@ -457,7 +457,7 @@ func mutate(ctx context.Context, target site.Configured, read site.Read, m site.
 		err = context.Cause(ctx) // too late: the client has been told that it failed
 	}
 	if err != nil && !errors.Is(err, site.ErrInvalid) && !errors.Is(err, site.ErrOutdated) {
-		return nil, fmt.Errorf("%w; nothing has changed, repeat it when the storage answers", err)
+		return nil, fmt.Errorf("%w; nothing has changed; try again when the storage answers", err)
 	}
 	return target.Mutate(m, time.Now())
 }

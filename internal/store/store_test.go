@@ -293,7 +293,7 @@ func TestSwitchIsStoredBeforeItIsPublished(t *testing.T) {
 // What a switch says when the storage fails, and that nothing has changed then.
 func TestSwitchThatFailsChangesNothing(t *testing.T) {
 	const (
-		nothing = "reading state of site shop: disk full; nothing has changed, repeat it when the storage answers"
+		nothing = "reading state of site shop: disk full; nothing has changed; try again when the storage answers"
 		perhaps = "storing state of site shop: disk full; the switch may still take effect if the storage was only slow: repeat it to be sure"
 	)
 	for fault, want := range map[string]string{
