@@ -92,11 +92,11 @@ func TestWrongRequestIsRefusedAndChangesNothing(t *testing.T) {
 		status             int
 		want               string
 	}{
-		{"PATCH", "/shop", ``, 400, `the body is not one JSON object, such as {"message": "Back at three."}`},
+		{"PATCH", "/shop", ``, 400, `invalid body: must be one JSON object (for example {"message": "Back at three."})`},
 		{"PUT", "/shop", `{"colour": "red"}`, 400, unknown},
 		{"PATCH", "/shop", `{"message": null, "colour": "red"}`, 400, unknown},
-		{"PUT", "/shop", `{"hold": "301s"}`, 400, `hold: "301s" given, a duration above zero of at most 5m0s is accepted, such as "30s"`},
-		{"PUT", "/shop", `{"until": "2020-01-01T00:00:00Z"}`, 400, `until: 2020-01-01T00:00:00Z given, a time in the future is accepted`},
+		{"PUT", "/shop", `{"hold": "301s"}`, 400, `invalid hold "301s": must be a duration above zero, at most 5m (for example 30s)`},
+		{"PUT", "/shop", `{"until": "2020-01-01T00:00:00Z"}`, 400, `invalid until "2020-01-01T00:00:00Z": must be in the future`},
 		{"PUT", "/shop", `{"message": "` + strings.Repeat("x", 64<<10) + `"}`, 413, `the body is larger than 65536 bytes`},
 		{"PATCH", "/wiki", `{"message": "x"}`, 409, off},
 		{"GET", "/wiki?wait=1s", ``, 409, off},
@@ -115,7 +115,7 @@ func TestWrongRequestIsRefusedAndChangesNothing(t *testing.T) {
 	} {
 		response := s.api(test.method, "/maintenance"+test.path, test.body)
 		message, _ := decode(t, response.body)["error"].(string)
-		message, _, _ = strings.Cut(message, "; it is 20") // now
+		message, _, _ = strings.Cut(message, "; it is now 20") // now
 		if response.StatusCode != test.status || response.Header.Get("Content-Type") != "application/json" || message != test.want {
 			t.Errorf("%s %s %s\ngot  %d %s\nwant %d %s in JSON", test.method, test.path, site.Truncate(test.body),
 				response.StatusCode, response.body, test.status, test.want)

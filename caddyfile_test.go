@@ -91,9 +91,9 @@ func TestWrongCaddyfileIsRefused(t *testing.T) {
 			"maintenance {\nretry_after 5m\n}": noName,
 			`maintenance shop blog`: `unexpected argument "blog": maintenance takes one site name; ` +
 				`give sites the same name to switch them together, at Caddyfile:2`,
-			`maintenance "my shop"`: `site: "my shop" given, accepted are 1 to 64 of a-z 0-9 . - _ : *, beginning with a letter, digit or *, and placeholders such as {host}; ` +
-				`a hostname makes a good name, at Caddyfile:2`,
-			`maintenance ON`:              `site: "ON" given, which would read as a command; a hostname makes a good name, at Caddyfile:2`,
+			`maintenance "my shop"`: `invalid site "my shop": must be 1 to 64 of a-z 0-9 . - _ : *, start with a letter, digit or *, ` +
+				`and may contain placeholders such as {host} (for example shop.example.com), at Caddyfile:2`,
+			`maintenance ON`:              `invalid site "ON": reserved for a command; choose another name (for example shop.example.com), at Caddyfile:2`,
 			`maintenance @undefined shop`: `unrecognized matcher name: @undefined`,
 		},
 		":8080 {\nmaintenance shop {\n%\n}\n}": {
@@ -151,8 +151,8 @@ func TestWrongJSONConfigIsRefusedAndChangesNothing(t *testing.T) {
 	record := s.storage.get(shopKey)
 	const good = `"site": "shop"`
 	for _, test := range []struct{ handler, app, want string }{
-		{`"retry_after": "5m"`, `{}`, `site: no name given; name the site that is switched, for example: maintenance shop`},
-		{`"site": "a b"`, `{}`, `site: "a b" given, accepted are 1 to 64 of a-z 0-9 . - _ : *`},
+		{`"retry_after": "5m"`, `{}`, `invalid site "": must not be empty (for example shop.example.com)`},
+		{`"site": "a b"`, `{}`, `invalid site "a b": must be 1 to 64 of a-z 0-9 . - _ : *`},
 		{`"site": 5`, `{}`, `cannot unmarshal number`},
 		{good + `, "colour": "red"`, `{}`, `unknown field "colour"`},
 		{good + `, "retry_after": "500ms"`, `{}`, `invalid retry_after "500ms": must be at least 1s (for example 5m)`},

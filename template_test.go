@@ -510,8 +510,8 @@ func TestOnlySitesOfATemplateThatAreNotOffAreListed(t *testing.T) {
 	s.delete("shop")
 	expect("shop")
 	for path, want := range map[string]string{
-		"/a%20b":                   `site: "a b" given, accepted are 1 to 64 of a-z 0-9 . - _ : *, beginning with a letter, digit or *, and placeholders such as {host}; a hostname makes a good name`,
-		"/status":                  `site: "status" given, which would read as a command; a hostname makes a good name`,
+		"/a%20b":                   `invalid site "a b": must be 1 to 64 of a-z 0-9 . - _ : *, start with a letter, digit or *, and may contain placeholders such as {host} (for example shop.example.com)`,
+		"/status":                  `invalid site "status": reserved for a command; choose another name (for example shop.example.com)`,
 		"/%7Bhttp.request.host%7D": "{http.request.host} stands for many sites; name one of them",
 	} {
 		got := s.api(http.MethodPut, "/maintenance"+path, "")
@@ -610,7 +610,7 @@ func TestNameFromTheEnvironmentIsALiteralOne(t *testing.T) {
 		t.Errorf("got %s with %v", got.body, got.Header)
 	}
 	t.Setenv("TEST_SITE", "")
-	if err := s.load("maintenance {env.TEST_SITE}"); err == nil || !strings.Contains(err.Error(), "no name given") {
+	if err := s.load("maintenance {env.TEST_SITE}"); err == nil || !strings.Contains(err.Error(), `invalid site ""`) {
 		t.Errorf("without a value: got %v", err)
 	}
 }

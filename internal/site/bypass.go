@@ -85,10 +85,10 @@ func CookieName(site string) string {
 
 var secretSyntax = regexp.MustCompile(`^[A-Za-z0-9_-]{16,128}$`)
 
-// parseSecret does not say in its error what was given.
+// parseSecret returns an error that does not contain the secret.
 func parseSecret(s string) (string, error) {
 	if !secretSyntax.MatchString(s) {
-		return "", errors.New("what is given does not fit, 16 to 128 of A-Z a-z 0-9 - _ are accepted")
+		return "", errors.New("must be 16 to 128 characters from A-Z a-z 0-9 - _")
 	}
 	return s, nil
 }

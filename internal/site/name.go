@@ -29,16 +29,16 @@ type part struct{ literal, placeholder string }
 // the keys of placeholders.
 func ParseName(text string) (*Name, error) {
 	if text == "" {
-		return nil, errors.New("site: no name given; name the site that is switched, for example: maintenance shop")
+		return nil, errors.New(`invalid site "": must not be empty (for example shop.example.com)`)
 	}
 	if !strings.ContainsAny(text, "{}") {
 		folded := Fold(text)
 		if isReserved(folded) {
-			return nil, fmt.Errorf("site: %q given, which would read as a command; a hostname makes a good name", text)
+			return nil, fmt.Errorf("invalid site %q: reserved for a command; choose another name (for example shop.example.com)", text)
 		}
 		if !isName(folded) {
-			return nil, fmt.Errorf("site: %q given, accepted are 1 to 64 of a-z 0-9 . - _ : *, "+
-				"beginning with a letter, digit or *, and placeholders such as {host}; a hostname makes a good name", text)
+			return nil, fmt.Errorf("invalid site %q: must be 1 to 64 of a-z 0-9 . - _ : *, start with a letter, digit or *, "+
+				"and may contain placeholders such as {host} (for example shop.example.com)", text)
 		}
 		return &Name{text: folded}, nil
 	}
@@ -57,8 +57,8 @@ func parseTemplate(text string) (*Name, error) {
 	}
 	n.parts = append(n.parts, part{literal: Fold(text[end:])})
 	if !isName(n.with(func(string) string { return "0" })) {
-		return nil, fmt.Errorf("invalid site %q: only a-z 0-9 . - _ : * are accepted beside placeholders in braces, "+
-			"and one of them or a letter, digit or * comes first (for example {host} or shop-{labels.2})", text)
+		return nil, fmt.Errorf("invalid site %q: must consist of placeholders in braces and at most 64 of a-z 0-9 . - _ : *, "+
+			"and start with a placeholder, letter, digit or * (for example {host} or shop-{labels.2})", text)
 	}
 	n.text = n.with(func(key string) string { return "{" + key + "}" })
 	const value = "\x00" // which is in no name

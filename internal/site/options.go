@@ -7,6 +7,7 @@ import (
 	"iter"
 	"maps"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 	"unicode"
@@ -79,7 +80,7 @@ const (
 var Table = []Option{
 	{
 		Name: "message", Flag: "message",
-		Usage: "A sentence for visitors, plain text of at most 1,000 characters",
+		Usage: "Message for visitors: plain text, at most 1,000 characters",
 		parse: func(o *Options, text string, _ Parser) (err error) {
 			o.Message, err = parseText(text, maxMessage)
 			return err
@@ -89,7 +90,7 @@ var Table = []Option{
 	},
 	{
 		Name: "reason", Flag: "reason",
-		Usage: "Why, for operators: plain text of at most 200 characters, which visitors never see",
+		Usage: "Reason, shown to operators only: plain text, at most 200 characters",
 		parse: func(o *Options, text string, _ Parser) (err error) {
 			o.Reason, err = parseText(text, maxReason)
 			return err
@@ -107,7 +108,7 @@ var Table = []Option{
 		Name: "retry_after", Flag: "retry-after",
 		Usage: "How long clients are told to wait, at least 1s (default: as configured)",
 		parse: func(o *Options, text string, p Parser) (err error) {
-			o.RetryAfter, err = p.duration(text, minRetryAfter, 0, `a duration of at least 1s is accepted, such as "90s", "1.5h" or "1d"`)
+			o.RetryAfter, err = p.duration(text, minRetryAfter, 0, "must be a duration of at least 1s (for example 90s, 1.5h or 1d)")
 			return err
 		},
 		copy: func(to, from *Options) { to.RetryAfter = from.RetryAfter },
@@ -115,14 +116,14 @@ var Table = []Option{
 	},
 	{
 		Name: OptionFrom, Flag: "from",
-		Usage: "When maintenance begins by itself, as --until has it; the site stays open until then",
+		Usage: "When maintenance begins by itself, in the formats of --until; the site stays open until then",
 		parse: func(o *Options, text string, p Parser) (err error) { o.From, err = parseTime(text, p.Now); return err },
 		copy:  func(to, from *Options) { to.From = from.From },
 		log:   func(o *Options) (any, bool) { return o.From.Format(time.RFC3339), !o.From.IsZero() },
 	},
 	{
 		Name: OptionUntil, Flag: "until",
-		Usage: "When maintenance ends by itself, as 2006-01-02T15:04:05Z (RFC 3339) or as 15:04, the next such time in local time",
+		Usage: "When maintenance ends by itself: 2006-01-02T15:04:05Z (RFC 3339), or 15:04 for the next such time in local time",
 		parse: func(o *Options, text string, p Parser) (err error) { o.Until, err = parseTime(text, p.Now); return err },
 		copy:  func(to, from *Options) { to.Until = from.Until },
 		log:   func(o *Options) (any, bool) { return o.Until.Format(time.RFC3339), !o.Until.IsZero() },
@@ -131,7 +132,7 @@ var Table = []Option{
 		Name: "hold", Flag: "hold",
 		Usage: "Hold each request up to this long before it gets the page, at most 5m",
 		parse: func(o *Options, text string, p Parser) (err error) {
-			o.Hold, err = p.duration(text, 1, maxHold, `a duration above zero of at most 5m0s is accepted, such as "30s"`)
+			o.Hold, err = p.duration(text, 1, maxHold, "must be a duration above zero, at most 5m (for example 30s)")
 			return err
 		},
 		copy: func(to, from *Options) { to.Hold = from.Hold },
@@ -139,9 +140,9 @@ var Table = []Option{
 	},
 	{
 		Name: "terminate_after", Flag: "terminate-after",
-		Usage: "Cut off what is still in flight this long after, WebSockets and downloads included",
+		Usage: "Terminate requests still in flight this long after maintenance begins, including WebSockets and downloads",
 		parse: func(o *Options, text string, p Parser) (err error) {
-			o.TerminateAfter, err = p.duration(text, 1, 0, `a duration above zero is accepted, such as "30s"`)
+			o.TerminateAfter, err = p.duration(text, 1, 0, "must be a duration above zero (for example 30s)")
 			return err
 		},
 		copy: func(to, from *Options) { to.TerminateAfter = from.TerminateAfter },
@@ -149,7 +150,7 @@ var Table = []Option{
 	},
 	{
 		Name: OptionBypassSecret, Flag: "bypass-secret",
-		Usage: "Let in who opens /.maintenance/<secret>, 16 to 128 of A-Z a-z 0-9 - _ (also --secret)",
+		Usage: "Let in anyone who opens /.maintenance/<secret>; 16 to 128 characters from A-Z a-z 0-9 - _ (also --secret)",
 		parse: func(o *Options, text string, _ Parser) (err error) { o.secret, err = parseSecret(text); return err },
 		copy:  func(to, from *Options) { to.Bypass, to.secret = from.Bypass, from.secret },
 		log:   func(o *Options) (any, bool) { return true, o.Bypass != nil },
@@ -216,7 +217,7 @@ func (g Given) apply(base Options) (Options, error) {
 		optionNamed(name).copy(&base, &g.values)
 	}
 	if from, until := base.From, base.Until; !from.IsZero() && !until.IsZero() && !until.After(from) {
-		return base, &InvalidError{fmt.Errorf("until: invalid time %q: maintenance begins at %s (from); give a later time",
+		return base, &InvalidError{fmt.Errorf("invalid until %q: must be later than from (%s)",
 			until.Format(time.RFC3339), from.Format(time.RFC3339))}
 	}
 	return base, nil
@@ -231,11 +232,11 @@ func (e *InvalidError) Error() string { return e.Err.Error() }
 // RFC 7396 (JSON Merge Patch) has it.
 func (p Parser) Body(body []byte) (Given, error) {
 	if !utf8.Valid(body) {
-		return Given{}, errors.New("the body is not valid UTF-8")
+		return Given{}, errors.New("invalid body: must be UTF-8")
 	}
 	var fields map[string]json.RawMessage
 	if err := json.Unmarshal(body, &fields); err != nil || fields == nil {
-		return Given{}, errors.New(`the body is not one JSON object, such as {"message": "Back at three."}`)
+		return Given{}, errors.New(`invalid body: must be one JSON object (for example {"message": "Back at three."})`)
 	}
 	var given Given
 	for _, name := range slices.Sorted(maps.Keys(fields)) {
@@ -244,7 +245,7 @@ func (p Parser) Body(body []byte) (Given, error) {
 			return Given{}, fmt.Errorf("unknown option %s; the options are %s", Truncate(name), strings.Join(optionNames(), ", "))
 		}
 		if err := p.field(&given.values, option, fields[name]); err != nil {
-			return Given{}, fmt.Errorf("%s: %w", name, err)
+			return Given{}, err
 		}
 		given.names = append(given.names, name)
 	}
@@ -263,47 +264,61 @@ func optionNames() []string {
 func (p Parser) field(o *Options, option *Option, value json.RawMessage) error {
 	var text *string
 	if err := json.Unmarshal(value, &text); err != nil {
-		if option.Name == OptionBypassSecret {
-			return errors.New("a string is accepted") // and what was given is not shown
-		}
-		return fmt.Errorf("%s given, a string is accepted%s", Truncate(string(value)), p.suggestDuration(option, value))
+		return option.invalid(option.Name, string(value), errors.New("must be a string"+p.suggestDuration(option, value)))
 	}
 	if text == nil {
 		return nil
 	}
-	return option.parse(o, *text, p)
+	if why := option.parse(o, *text, p); why != nil {
+		return option.invalid(option.Name, strconv.Quote(*text), why)
+	}
+	return nil
 }
 
-// suggestDuration says what to write in the place of a number of seconds, for an option
-// that does not take just any text.
+// invalid returns an error that says why the value of an option is invalid. It does not
+// show a secret.
+func (option *Option) invalid(called, value string, why error) error {
+	if option.Name == OptionBypassSecret {
+		return fmt.Errorf("invalid %s: %w", called, why)
+	}
+	return fmt.Errorf("invalid %s %s: %w", called, Truncate(value), why)
+}
+
+// suggestDuration returns the duration to write instead of a number of seconds. It returns
+// nothing for an option that takes any text.
 func (p Parser) suggestDuration(option *Option, value json.RawMessage) string {
 	text := string(value) + "s"
 	if _, err := p.Durations(text); err != nil || option.parse(new(Options), text, p) != nil || option.parse(new(Options), "x", p) == nil {
 		return ""
 	}
-	return fmt.Sprintf(", such as %q", text)
+	return fmt.Sprintf(" (for example %q)", text)
 }
 
-// Check returns what is wrong with the value of an option.
+// Check returns an error that says why the value of an option is invalid, without the name
+// of the option.
 func (p Parser) Check(name, text string) error {
-	return optionNamed(name).parse(new(Options), text, p)
+	option := optionNamed(name)
+	if why := option.parse(new(Options), text, p); why != nil {
+		return option.invalid("value", strconv.Quote(text), why)
+	}
+	return nil
 }
 
-// duration parses a duration in that range; most is 0 where there is no limit.
-func (p Parser) duration(text string, least, most time.Duration, accepted string) (Duration, error) {
+// duration parses a duration and checks its range. A most of 0 means no limit.
+func (p Parser) duration(text string, least, most time.Duration, rule string) (Duration, error) {
 	d, err := p.Durations(text)
 	if err != nil || d < least || most > 0 && d > most {
-		return Duration{}, fmt.Errorf("%s given, %s", Truncate(fmt.Sprintf("%q", text)), accepted)
+		return Duration{}, errors.New(rule)
 	}
 	return Duration{text, d}, nil
 }
 
 func parseText(s string, most int) (string, error) {
 	if n := utf8.RuneCountInString(s); n > most {
-		return "", fmt.Errorf("%d characters given, at most %d are accepted", n, most)
+		return "", fmt.Errorf("must have at most %d characters, has %d", most, n)
 	}
 	if i := strings.IndexFunc(s, isControl); i >= 0 {
-		return "", fmt.Errorf("a control character (%U) given, one line of plain text is accepted", []rune(s[i:])[0])
+		return "", fmt.Errorf("must be one line of plain text, contains the control character %U", []rune(s[i:])[0])
 	}
 	return s, nil
 }
@@ -318,20 +333,18 @@ func isControl(r rune) bool {
 func parseTime(s string, now time.Time) (time.Time, error) {
 	t, err := time.Parse(time.RFC3339, s)
 	if err != nil {
-		return time.Time{}, fmt.Errorf(`%s given, a time as in RFC 3339 is accepted, such as %s`,
-			Truncate(fmt.Sprintf("%q", s)), now.Add(time.Hour).UTC().Format(time.RFC3339))
+		return time.Time{}, fmt.Errorf("must be an RFC 3339 time (for example %s)", now.Add(time.Hour).UTC().Format(time.RFC3339))
 	}
 	if !t.After(now) {
-		return time.Time{}, fmt.Errorf("%s given, a time in the future is accepted; it is %s now",
-			s, now.UTC().Format(time.RFC3339))
+		return time.Time{}, fmt.Errorf("must be in the future; it is now %s", now.UTC().Format(time.RFC3339))
 	}
 	if t = t.UTC(); t.Year() > 9999 {
-		return time.Time{}, fmt.Errorf("%s given, a time before the year 10000 is accepted", s)
+		return time.Time{}, errors.New("must be before the year 10000")
 	}
 	return t, nil
 }
 
-// Truncate keeps an error readable whatever was given.
+// Truncate shortens a value so that an error stays readable.
 func Truncate(s string) string {
 	const limit = 80
 	if len(s) <= limit {

@@ -40,46 +40,46 @@ func TestOptionsOfABody(t *testing.T) {
 func TestWrongBodyIsRefused(t *testing.T) {
 	const (
 		unknown = "unknown option %s; the options are message, reason, by, retry_after, from, until, hold, terminate_after, bypass_secret"
-		control = "message: a control character (%s) given, one line of plain text is accepted"
+		control = `invalid message "%[1]s": must be one line of plain text, contains the control character %[2]s`
 	)
 	refused := map[string]string{
-		"{\"message\": \"\xff\"}":   `the body is not valid UTF-8`,
+		"{\"message\": \"\xff\"}":   `invalid body: must be UTF-8`,
 		`{"Message": "x"}`:          fmt.Sprintf(unknown, "Message"),
 		`{"message": null, "x": 1}`: fmt.Sprintf(unknown, "x"),
 
-		`{"message": "one\ntwo"}`:                          fmt.Sprintf(control, "U+000A"),
-		`{"message": "pay \u202elater"}`:                   fmt.Sprintf(control, "U+202E"),
-		`{"message": "pay \u2069later"}`:                   fmt.Sprintf(control, "U+2069"),
-		`{"message": "` + strings.Repeat("ä", 1001) + `"}`: `message: 1001 characters given, at most 1000 are accepted`,
+		`{"message": "one\ntwo"}`:                          fmt.Sprintf(control, `one\ntwo`, "U+000A"),
+		`{"message": "pay \u202elater"}`:                   fmt.Sprintf(control, `pay \u202elater`, "U+202E"),
+		`{"message": "pay \u2069later"}`:                   fmt.Sprintf(control, `pay \u2069later`, "U+2069"),
+		`{"message": "` + strings.Repeat("ä", 1001) + `"}`: `invalid message "` + strings.Repeat("ä", 39) + `…: must have at most 1000 characters, has 1001`,
 
-		`{"until": "9999-12-31T23:59:59-01:00"}`: `until: 9999-12-31T23:59:59-01:00 given, a time before the year 10000 is accepted`,
+		`{"until": "9999-12-31T23:59:59-01:00"}`: `invalid until "9999-12-31T23:59:59-01:00": must be before the year 10000`,
 		`{"until": "2026-01-31T02:00:00Z"}`: fmt.Sprintf(
-			"until: %[1]s given, a time in the future is accepted; it is %[1]s now", "2026-01-31T02:00:00Z"),
+			"invalid until %[1]q: must be in the future; it is now %[1]s", "2026-01-31T02:00:00Z"),
 	}
 	for _, body := range []string{"", " ", "null", "[]", "{}{}", "on", "{", "{}}", `{"message" "x"}`} {
-		refused[body] = `the body is not one JSON object, such as {"message": "Back at three."}`
+		refused[body] = `invalid body: must be one JSON object (for example {"message": "Back at three."})`
 	}
 	for _, test := range []struct{ option, want, values string }{
-		{"message", "VALUE given, a string is accepted", `5 {} ["x"]`},
-		{"retry_after", `VALUE given, a duration of at least 1s is accepted, such as "90s", "1.5h" or "1d"`, `"soon" "0.5s" "300" ""`},
-		{"retry_after", `VALUE given, a string is accepted, such as "VALUEs"`, `60`},
-		{"retry_after", `VALUE given, a string is accepted`, `0 -5`},
-		{"hold", `VALUE given, a duration above zero of at most 5m0s is accepted, such as "30s"`, `"long" "-30s" "0s" "301s"`},
-		{"hold", `VALUE given, a string is accepted, such as "VALUEs"`, `30`},
-		{"hold", `VALUE given, a string is accepted`, `true 301`},
-		{"terminate_after", `VALUE given, a duration above zero is accepted, such as "30s"`, `"-1s" "30"`},
-		{"terminate_after", `VALUE given, a string is accepted, such as "VALUEs"`, `1.5`},
-		{"terminate_after", `VALUE given, a string is accepted`, `["30s"]`},
-		{"until", `VALUE given, a time as in RFC 3339 is accepted, such as 2026-01-31T03:00:00Z`, `"later" "15:00"`},
-		{"until", `VALUE given, a string is accepted`, `1800000000`},
+		{"message", `invalid message VALUE: must be a string`, `5 {} ["x"]`},
+		{"retry_after", `invalid retry_after VALUE: must be a duration of at least 1s (for example 90s, 1.5h or 1d)`, `"soon" "0.5s" "300" ""`},
+		{"retry_after", `invalid retry_after VALUE: must be a string (for example "VALUEs")`, `60`},
+		{"retry_after", `invalid retry_after VALUE: must be a string`, `0 -5`},
+		{"hold", `invalid hold VALUE: must be a duration above zero, at most 5m (for example 30s)`, `"long" "-30s" "0s" "301s"`},
+		{"hold", `invalid hold VALUE: must be a string (for example "VALUEs")`, `30`},
+		{"hold", `invalid hold VALUE: must be a string`, `true 301`},
+		{"terminate_after", `invalid terminate_after VALUE: must be a duration above zero (for example 30s)`, `"-1s" "30"`},
+		{"terminate_after", `invalid terminate_after VALUE: must be a string (for example "VALUEs")`, `1.5`},
+		{"terminate_after", `invalid terminate_after VALUE: must be a string`, `["30s"]`},
+		{"until", `invalid until VALUE: must be an RFC 3339 time (for example 2026-01-31T03:00:00Z)`, `"later" "15:00"`},
+		{"until", `invalid until VALUE: must be a string`, `1800000000`},
 		{
-			"bypass_secret", `what is given does not fit, 16 to 128 of A-Z a-z 0-9 - _ are accepted`,
+			"bypass_secret", `invalid bypass_secret: must be 16 to 128 characters from A-Z a-z 0-9 - _`,
 			`"Fifteen-letters" "Sixteen.letters." "Sixteen_letters-\n" "Sixteen-lettersé" "" "` + strings.Repeat("x", 129) + `"`,
 		},
-		{"bypass_secret", `a string is accepted`, `{"id":"x"} 1234567890123456`},
+		{"bypass_secret", `invalid bypass_secret: must be a string`, `{"id":"x"} 1234567890123456`},
 	} {
 		for value := range strings.FieldsSeq(test.values) {
-			refused[`{"`+test.option+`": `+value+`}`] = test.option + ": " + strings.ReplaceAll(test.want, "VALUE", value)
+			refused[`{"`+test.option+`": `+value+`}`] = strings.ReplaceAll(test.want, "VALUE", value)
 		}
 	}
 	for body, want := range refused {

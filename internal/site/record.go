@@ -29,7 +29,7 @@ const MaxVersion = 1 << 62
 var ErrInvalid = errors.New("the record is corrupt")
 
 // ErrOutdated says that there is no record, or an older one than has been stored.
-var ErrOutdated = errors.New("the record is missing or an older one, although the journal names a newer one")
+var ErrOutdated = errors.New("the record is missing or outdated: the journal lists a newer one")
 
 // ParseRecord returns the record that is stored as raw.
 func ParseRecord(raw []byte, durations DurationParser) (*Record, error) {

@@ -72,7 +72,7 @@ func (Off) next(_ string, v View, now time.Time) (*draft, error) {
 }
 
 func errBegun(name string) error {
-	return &ConflictError{fmt.Errorf("site %s is in maintenance already, and from is for one that has still to begin; leave it out", name)}
+	return &ConflictError{fmt.Errorf("site %s is already in maintenance; leave out from, which is only for maintenance that has not begun", name)}
 }
 
 // enable keeps the time since when a site has been on or, if that is scheduled, off.
