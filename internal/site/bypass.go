@@ -12,13 +12,13 @@ import (
 	"strings"
 )
 
-// LinkPrefix, with the secret behind it, ends the path that lets a visitor in.
+// LinkPrefix comes before the secret at the end of a bypass link's path.
 const LinkPrefix = "/.maintenance/"
 
-// Bypass is what is stored of a bypass secret: enough to know the secret and the cookie
-// again, and nothing that is either.
+// Bypass is the stored form of a bypass secret. Its hashes are enough to recognize the secret
+// and the cookie, but reveal neither.
 type Bypass struct {
-	ID     string `json:"id"` // of a maintenance and a secret, so that the cookie ends with either
+	ID     string `json:"id"` // new for each maintenance and secret, so that the cookie expires with either
 	Secret string `json:"secret_hash"`
 	Cookie string `json:"cookie_hash"`
 }
@@ -30,7 +30,7 @@ func newBypass(site, secret string) *Bypass {
 	return b
 }
 
-// CookieValue is the value of the cookie that lets through.
+// CookieValue returns the value of the bypass cookie.
 func (b *Bypass) CookieValue(site, secret string) string {
 	mac := hmac.New(sha256.New, []byte(secret))
 	mac.Write([]byte(site + "\n" + b.ID))
@@ -48,11 +48,11 @@ func (b *Bypass) IsSecret(s string) bool { return b != nil && equal(b.hash(s), b
 // IsCookie reports whether s is the value of the cookie.
 func (b *Bypass) IsCookie(s string) bool { return b != nil && equal(b.hash(s), b.Cookie) }
 
-// maxLinks is how many places of a path are looked at, the last ones.
+// maxLinks limits how many occurrences of LinkPrefix in a path are checked, from the last.
 const maxLinks = 8
 
-// ContainsSecret reports whether the secret is in a path, though that may be no link: a
-// slash too many, a full stop that follows it in a text, or another method.
+// ContainsSecret reports whether a path contains the secret after LinkPrefix, even if it is
+// not a valid bypass link: it may have an extra slash, or a full stop from the text around it.
 func (b *Bypass) ContainsSecret(path string) bool {
 	for range maxLinks {
 		i := strings.LastIndex(path, LinkPrefix)
@@ -77,7 +77,8 @@ func isNotOfSecret(r rune) bool {
 
 func equal(a, b string) bool { return subtle.ConstantTimeCompare([]byte(a), []byte(b)) == 1 }
 
-// CookieName differs from site to site, for two of them can share a host.
+// CookieName returns the name of a site's bypass cookie. It differs between sites, since two
+// of them can share a host.
 func CookieName(site string) string {
 	sum := sha256.Sum256([]byte(site))
 	return "maintenance_bypass_" + hex.EncodeToString(sum[:4])
@@ -93,8 +94,8 @@ func parseSecret(s string) (string, error) {
 	return s, nil
 }
 
-// hashSecret puts what is stored of a secret in its place. A secret that is the same as
-// before stays the same to those who have its cookie.
+// hashSecret replaces the secret by its stored form. If the secret has not changed, it keeps
+// the form from before, so that cookies stay valid.
 func (o *Options) hashSecret(site string, before *Bypass) {
 	switch {
 	case o.secret == "":
@@ -107,8 +108,8 @@ func (o *Options) hashSecret(site string, before *Bypass) {
 	o.secret = ""
 }
 
-// ParseBypassLink returns the secret at the end of a link, which a slash may follow, and
-// the path to go to: what stands before it, on this host in any case.
+// ParseBypassLink returns the secret at the end of a bypass link, which may end in a slash,
+// and the path before it, to redirect to. That path never leads to another host.
 func ParseBypassLink(u *url.URL) (before, secret string, ok bool) {
 	path := u.EscapedPath()
 	i := strings.LastIndex(path, LinkPrefix)

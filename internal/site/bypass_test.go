@@ -11,8 +11,8 @@ const (
 	testLink   = LinkPrefix + testSecret
 )
 
-// A secret and its cookie are known again from hashes, whole, and no longer than the
-// maintenance and the secret last.
+// A secret and its cookie are recognized by complete hashes, and only during their maintenance
+// and while the secret is set.
 func TestSecretAndCookie(t *testing.T) {
 	o := Options{secret: testSecret}
 	o.hashSecret("shop", nil)
@@ -24,7 +24,7 @@ func TestSecretAndCookie(t *testing.T) {
 		wantEqual(t, wrong+" is the secret", b.IsSecret(wrong), false)
 		wantEqual(t, wrong+" is the cookie", b.IsCookie(wrong), wrong == cookie)
 	}
-	// As if the first half of a hash were all that is compared.
+	// This would match if only the first half of a hash were compared.
 	forged := *b
 	forged.Secret = b.Secret[:32] + strings.Repeat("0", 32)
 	wantEqual(t, "a hash is compared in part only", forged.IsSecret(testSecret), false)
@@ -78,7 +78,7 @@ func TestBypassLink(t *testing.T) {
 	}
 }
 
-// Whatever has the secret in its path is known, though it may be no link.
+// A secret is found in a path even if that is no valid link.
 func TestContainsSecret(t *testing.T) {
 	b := newBypass("shop", testSecret)
 	for want, paths := range map[bool][]string{

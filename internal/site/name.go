@@ -9,23 +9,22 @@ import (
 	"strings"
 )
 
-// maxName is how long the name of a site may be. A name is safe in a URL path, in a log
+// maxName is the maximum length of a site's name. A name is safe in a URL path, in a log
 // and, percent-encoded, as a file name.
 const maxName = 64
 
-// Name is what a handler calls its site: a name, or a template. The placeholders of a
-// template have other values in each request, and each name that this makes is a site of
-// its own.
+// Name is what a handler calls its site: a name, or a template with placeholders. Each
+// request fills in the placeholders, and each resulting name is a separate site.
 type Name struct {
 	text  string
 	parts []part         // of a template
-	shape *regexp.Regexp // of the names that a template makes; nil for a name
+	shape *regexp.Regexp // matches the names that a template can yield; nil for a name
 }
 
-// part is a part of a template: literal text, and a placeholder if one comes after it.
+// part is literal text of a template, and the placeholder that follows it, if any.
 type part struct{ literal, placeholder string }
 
-// ParseName parses what a handler calls its site. ASCII upper case is folded, but not in
+// ParseName parses the name of a site, or a template. It folds ASCII upper case, except in
 // the keys of placeholders.
 func ParseName(text string) (*Name, error) {
 	if text == "" {
@@ -45,7 +44,7 @@ func ParseName(text string) (*Name, error) {
 	return parseTemplate(text)
 }
 
-// placeholders are what a template has in braces.
+// placeholders matches the placeholders of a template.
 var placeholders = regexp.MustCompile(`\{[^{}]+\}`)
 
 func parseTemplate(text string) (*Name, error) {
@@ -61,7 +60,7 @@ func parseTemplate(text string) (*Name, error) {
 			"and start with a placeholder, letter, digit or * (for example {host} or shop-{labels.2})", text)
 	}
 	n.text = n.with(func(key string) string { return "{" + key + "}" })
-	const value = "\x00" // which is in no name
+	const value = "\x00" // no name contains it
 	shape := regexp.QuoteMeta(n.with(func(string) string { return value }))
 	n.shape = regexp.MustCompile("^" + strings.ReplaceAll(shape, value, "(.+)") + "$")
 	return n, nil
@@ -82,11 +81,11 @@ func (n *Name) with(value func(key string) string) string {
 // String returns the name, or the template.
 func (n *Name) String() string { return n.text }
 
-// IsTemplate reports whether there are placeholders in it.
+// IsTemplate reports whether the name contains placeholders.
 func (n *Name) IsTemplate() bool { return n.shape != nil }
 
-// Expand returns the name that a template makes of the values of its placeholders. It
-// reports false if one of them is empty, or if that is no valid name.
+// Expand returns the name that a template yields with these values for its placeholders. It
+// returns false if a value is empty or the name is invalid.
 func (n *Name) Expand(value func(key string) string) (name string, ok bool) {
 	for _, p := range n.parts {
 		name += p.literal
@@ -102,7 +101,7 @@ func (n *Name) Expand(value func(key string) string) (name string, ok bool) {
 	return name, isName(name)
 }
 
-// Yields reports whether a site of that name belongs to n: it is n, or n can make it.
+// Yields reports whether n is that name, or a template that can yield it.
 func (n *Name) Yields(name string) bool {
 	if !n.IsTemplate() {
 		return n.text == name
@@ -119,11 +118,11 @@ func (n *Name) Yields(name string) bool {
 	return values != nil
 }
 
-// Literals returns how many characters of a template are no placeholders.
+// Literals returns the number of characters in a template outside its placeholders.
 func (n *Name) Literals() int { return len(n.with(func(string) string { return "" })) }
 
-// NormalizeHost is Normalize for a host as a client sends it: it may be in brackets, which
-// matchers ignore, and whatever follows a colon is none of it, unless it is an IPv6 address.
+// NormalizeHost is Normalize for a Host header. It also removes brackets, as matchers do,
+// and everything after a colon, unless the host is an IPv6 address.
 func NormalizeHost(host string) string {
 	if inner, _, found := strings.Cut(strings.TrimPrefix(host, "["), "]"); found {
 		host = inner
@@ -137,13 +136,13 @@ func NormalizeHost(host string) string {
 
 func isIPv6(s string) bool {
 	if strings.Count(s, ":") < 2 {
-		return false // without the error that parsing it would make
+		return false // avoids allocating an error
 	}
 	_, err := netip.ParseAddr(s)
 	return err == nil
 }
 
-// HostLabel returns a label of a host that was normalized, counted from the right.
+// HostLabel returns a label of a normalized host, counted from the right.
 func HostLabel(host, index string) string {
 	i, err := strconv.Atoi(index)
 	labels := strings.Split(host, ".")
@@ -153,8 +152,8 @@ func HostLabel(host, index string) string {
 	return labels[len(labels)-1-i]
 }
 
-// Normalize folds ASCII upper case, and removes what makes no other host of one: a port and
-// a trailing dot, also where they come again, so that no spelling of a host is another site.
+// Normalize folds ASCII upper case and removes trailing dots and ports, even repeated ones,
+// so that all spellings of a host are the same site.
 func Normalize(value string) string {
 	if isIPv6(value) {
 		return Fold(value)
@@ -193,7 +192,7 @@ func hasUpper(s string) bool {
 	return false
 }
 
-// isName reports whether a site may be called that, as requests have it checked.
+// isName reports whether a name is valid. It runs for each request of a template.
 func isName(s string) bool {
 	if s == "" || len(s) > maxName || strings.IndexByte("._:-", s[0]) >= 0 || isReserved(s) {
 		return false
@@ -207,7 +206,7 @@ func isName(s string) bool {
 	return true
 }
 
-// isReserved reports whether a name would read as a command.
+// isReserved reports whether a name is reserved for a command.
 func isReserved(s string) bool {
 	switch s {
 	case "on", "off", "run", "page", "instances", "forget", "status", "help":

@@ -23,7 +23,7 @@ func TestName(t *testing.T) {
 	}
 }
 
-// A template makes the same name of a host however it is written, and no name of what is none.
+// A template yields the same name for all spellings of a host, and none for an invalid host.
 func TestTemplateMakesNamesOfValues(t *testing.T) {
 	long := strings.Repeat("a", 60)
 	for _, test := range []struct{ template, a, b, want string }{
@@ -70,7 +70,7 @@ func TestTemplateMakesNamesOfValues(t *testing.T) {
 	}
 }
 
-// No spelling of a host is another one.
+// All spellings of a host are the same site.
 func TestNormalizeHost(t *testing.T) {
 	for host, want := range map[string]string{
 		"acme.com": "acme.com", "ACME.com.:80": "acme.com", "[acme.com]": "acme.com", "[acme.com": "acme.com", "acme.com]:80": "acme.com",
@@ -88,7 +88,7 @@ func TestNormalizeHost(t *testing.T) {
 	}
 }
 
-// What a template does not make of any value can be switched by nobody.
+// A name that a template cannot yield cannot be switched.
 func TestTemplateYieldsWhatItCanMake(t *testing.T) {
 	for template, names := range map[string]map[string]bool{
 		"shop":     {"shop": true, "shop2": false},

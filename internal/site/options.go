@@ -14,11 +14,11 @@ import (
 	"unicode/utf8"
 )
 
-// Options are what a switch can say about a maintenance.
+// Options are the options of a maintenance.
 type Options struct {
 	Message        string    `json:"message,omitempty"`
 	Reason         string    `json:"reason,omitempty"` // for operators
-	By             string    `json:"by,omitempty"`     // who, as the client says, for operators
+	By             string    `json:"by,omitempty"`     // for operators: who switched, according to the client
 	RetryAfter     Duration  `json:"retry_after,omitzero"`
 	From           time.Time `json:"from,omitzero"`
 	Until          time.Time `json:"until,omitzero"`
@@ -26,7 +26,7 @@ type Options struct {
 	TerminateAfter Duration  `json:"terminate_after,omitzero"`
 	Bypass         *Bypass   `json:"bypass_secret,omitempty"`
 
-	secret string // as given; stored is only what becomes of it
+	secret string // never stored; see hashSecret
 }
 
 const (
@@ -36,31 +36,32 @@ const (
 	maxHold       = 5 * time.Minute
 )
 
-// MaxBy is how many characters the name of who switches may have.
+// MaxBy is the maximum length of by, in characters.
 const MaxBy = 100
 
-// Duration is a duration as an operator has written it.
+// Duration is a duration in the form that an operator wrote.
 type Duration struct {
 	Text  string
-	Value time.Duration // 0 if it is not set, or not known to this version
+	Value time.Duration // 0 if Text is empty or this version cannot parse it
 }
 
 // MarshalText implements encoding.TextMarshaler.
 func (d Duration) MarshalText() ([]byte, error) { return []byte(d.Text), nil }
 
-// UnmarshalText implements encoding.TextUnmarshaler. The value is left to be resolved.
+// UnmarshalText implements encoding.TextUnmarshaler. It does not set the value; see
+// Options.resolve.
 func (d *Duration) UnmarshalText(text []byte) error {
 	*d = Duration{Text: string(text)}
 	return nil
 }
 
-// DurationParser parses what an operator writes for a duration.
+// DurationParser parses a duration.
 type DurationParser func(string) (time.Duration, error)
 
-// Option is one of Options: all that API, command, record and log need to know of it.
+// Option describes one of the Options for the admin API, the command, records and the log.
 type Option struct {
 	Name  string // in JSON and in the log
-	Flag  string // of the command; none if it has none
+	Flag  string // of the command; empty if there is none
 	Usage string // of the flag
 
 	parse func(o *Options, text string, p Parser) error
@@ -68,7 +69,7 @@ type Option struct {
 	log   func(o *Options) (value any, set bool)
 }
 
-// Names of options that need more than the table says.
+// Names of options that other packages handle specially.
 const (
 	OptionBy           = "by"
 	OptionFrom         = "from"
@@ -76,7 +77,7 @@ const (
 	OptionBypassSecret = "bypass_secret"
 )
 
-// Table has all options, in the order in which errors and the log name them.
+// Table lists all options, in the order of errors and the log.
 var Table = []Option{
 	{
 		Name: "message", Flag: "message",
@@ -165,7 +166,7 @@ func optionNamed(name string) *Option {
 	return nil
 }
 
-// Log returns the options that are set, as the log has them.
+// Log yields the options that are set, as log fields.
 func (o *Options) Log() iter.Seq2[string, any] {
 	return func(yield func(string, any) bool) {
 		for _, option := range Table {
@@ -176,7 +177,8 @@ func (o *Options) Log() iter.Seq2[string, any] {
 	}
 }
 
-// resolve finds the values of durations, in a record that may be of a newer version.
+// resolve sets the values of the durations of a record. A newer version may have written
+// it, so what is not valid here is ignored or limited.
 func (o *Options) resolve(durations DurationParser) {
 	for _, d := range []struct {
 		*Duration
@@ -198,20 +200,19 @@ func (o *Options) resolve(durations DurationParser) {
 
 // Parsing
 
-// Parser parses what an operator gives.
+// Parser parses the options that an operator gives.
 type Parser struct {
 	Durations DurationParser
 	Now       time.Time
 }
 
-// Given are the options that an operator gives, and what to. One that is cleared is given
-// its zero value.
+// Given holds the options that an operator gives. A cleared option has its zero value.
 type Given struct {
 	values Options
 	names  []string
 }
 
-// apply returns the options with the given ones in their place, and the others as they were.
+// apply returns base with the given options replaced.
 func (g Given) apply(base Options) (Options, error) {
 	for _, name := range g.names {
 		optionNamed(name).copy(&base, &g.values)
@@ -223,13 +224,13 @@ func (g Given) apply(base Options) (Options, error) {
 	return base, nil
 }
 
-// InvalidError says that options do not fit together, or to the state of the site.
+// InvalidError says that options contradict each other.
 type InvalidError struct{ Err error }
 
 func (e *InvalidError) Error() string { return e.Err.Error() }
 
-// Body parses the body of a request, one JSON object of options. A null clears one, as
-// RFC 7396 (JSON Merge Patch) has it.
+// Body parses the body of a request: one JSON object of options. A null clears an option,
+// as in RFC 7396 (JSON Merge Patch).
 func (p Parser) Body(body []byte) (Given, error) {
 	if !utf8.Valid(body) {
 		return Given{}, errors.New("invalid body: must be UTF-8")
@@ -323,9 +324,8 @@ func parseText(s string, most int) (string, error) {
 	return s, nil
 }
 
-// isControl reports whether a character does something to the text around it. Those that
-// override its direction can make it read as another one (Unicode Technical Report 36,
-// section 2.9).
+// isControl reports whether a character is a control character, or one that overrides the
+// direction of text and so can disguise it (Unicode Technical Report 36, section 2.9).
 func isControl(r rune) bool {
 	return unicode.IsControl(r) || 0x202A <= r && r <= 0x202E || 0x2066 <= r && r <= 0x2069
 }

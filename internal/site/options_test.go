@@ -109,7 +109,7 @@ func TestRecordOrder(t *testing.T) {
 	wantEqual(t, "the same is newer", older.NewerThan(older), false)
 }
 
-// What a newer version may write is used as far as this one can.
+// Records of a newer version are used as far as possible.
 func TestRecordOfANewerVersion(t *testing.T) {
 	for text, want := range map[string][3]time.Duration{"later": {}, "-1s": {}, "1h": {time.Hour, maxHold, time.Hour}} {
 		raw := fmt.Appendf(nil, `{"version": 1, "enabled": true, "colour": {"red": 1},
@@ -154,7 +154,7 @@ func FuzzRecord(f *testing.F) {
 		if r.Version < 1 || r.Version > MaxVersion {
 			t.Errorf("version is %d", r.Version)
 		}
-		if again, err := newRecord(r.Version, r.Enabled, r.Since, r.Options); err == nil { // else a year that has no place in JSON
+		if again, err := newRecord(r.Version, r.Enabled, r.Since, r.Options); err == nil { // else the year is not valid in JSON
 			parsed, err := ParseRecord(again.raw, time.ParseDuration)
 			same := err == nil && parsed.Enabled == r.Enabled && parsed.Since.Equal(r.Since)
 			if !same || !maps.Equal(maps.Collect(parsed.Log()), maps.Collect(r.Log())) {

@@ -7,13 +7,13 @@ import (
 	"time"
 )
 
-// Pool holds a value for the name of each site that a config refers to, or that is in
-// use otherwise. It is what makes state outlive a config reload.
+// Pool holds a value for the name of each site that a config refers to, or that is
+// otherwise in use. State outlives a config reload in it.
 //
-// A handler refers to a name or to a template, whose value stands for all sites of the
-// template that are not in the pool: those that were never switched. Sites come into the
-// pool when there is something to know of them, never because of a request. One that comes
-// takes over its requests from the templates, and one that goes leaves them to a template.
+// A handler refers to a name or to a template. The value of a template stands for all its
+// sites that are not in the pool: those that were never switched. A site enters the pool
+// when there is something to know about it, never because of a request. A site that enters
+// takes over its requests from the templates; one that leaves hands them to a template.
 type Pool[T member[T]] struct {
 	create func(name string, unset bool) T
 	byName sync.Map // *Entry[T]; written under mu
@@ -22,19 +22,19 @@ type Pool[T member[T]] struct {
 	templates []*Entry[T]
 }
 
-// member is what a pool has to know of its values.
+// member is what a pool needs from its values.
 type member[T any] interface {
-	// Reload has the record read again: nobody has followed it.
+	// Reload marks the record as not read: it may have changed while no config followed it.
 	Reload(now time.Time)
 
 	// IsUnset reports whether the site is known to have no record.
 	IsUnset() bool
 
-	// Idles reports whether nothing is to be known of the site, but that it has no record.
+	// Idles reports whether the only thing to know about the site is that it has no record.
 	Idles() bool
 
-	// Take takes over the requests of a site from another value. Complete is called when it
-	// has all that were there before.
+	// Take takes over the requests of a site from another value. The pool calls Complete when
+	// it has taken all that existed before.
 	Take(from T, name string)
 	Complete()
 }
@@ -47,20 +47,20 @@ type Entry[T any] struct {
 
 	// Guarded by the pool:
 	handlers int // of loaded configs
-	retained int // by what goes on for the site otherwise
+	retained int // by other work on the site
 }
 
 // Name returns the name or the template.
 func (e *Entry[T]) Name() *Name { return e.name }
 
-// NewPool returns a pool whose values are made by create, for sites that are known to have
-// no record or for others.
+// NewPool returns a pool that makes its values with create. Unset says that the site is known
+// to have no record.
 func NewPool[T member[T]](create func(name string, unset bool) T) *Pool[T] {
 	return &Pool[T]{create: create}
 }
 
-// Find returns the entry of that name, nil if there is none. It takes no lock, as requests
-// ask for it.
+// Find returns the entry of that name, nil if there is none. Requests call it, so it takes
+// no lock.
 func (p *Pool[T]) Find(name string) *Entry[T] {
 	e, _ := p.byName.Load(name)
 	found, _ := e.(*Entry[T])
@@ -74,8 +74,8 @@ func (p *Pool[T]) All() iter.Seq[*Entry[T]] {
 	}
 }
 
-// Acquire returns the entry of that name for a handler, which must release it. The record
-// is read again if no config has referred to the site until now.
+// Acquire returns the entry of that name for a handler, which must release it. If no config
+// referred to the site until now, Acquire reloads it.
 func (p *Pool[T]) Acquire(name *Name, now time.Time) *Entry[T] {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -89,8 +89,8 @@ func (p *Pool[T]) Acquire(name *Name, now time.Time) *Entry[T] {
 	return e
 }
 
-// Need returns the entry of a site that a config refers to, and keeps it until it is let go;
-// nil if no config does. Trusting says that a new one has no record if templates know so.
+// Need returns the entry of a site that a config refers to, and retains it until LetGo. It
+// returns nil if no config does. For trusting, see entry.
 func (p *Pool[T]) Need(name string, trusting bool) *Entry[T] {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -108,8 +108,8 @@ func (p *Pool[T]) Need(name string, trusting bool) *Entry[T] {
 	return e
 }
 
-// entry returns the entry of that name. A new one is known to have no record if one of its
-// templates knows that of its sites, and is trusted.
+// entry returns the entry of that name. If trusting, a new site is known to have no record if
+// one of its templates knows that about all its sites.
 func (p *Pool[T]) entry(name *Name, trusting bool) *Entry[T] {
 	if e := p.Find(name.text); e != nil {
 		return e
@@ -128,7 +128,7 @@ func (p *Pool[T]) entry(name *Name, trusting bool) *Entry[T] {
 	return e
 }
 
-// yielding returns the templates of a name that handlers refer to.
+// yielding returns the templates that can yield a name and that handlers refer to.
 func (p *Pool[T]) yielding(name string) (found []*Entry[T]) {
 	for _, t := range p.templates {
 		if t.handlers > 0 && t.name.text != name && t.name.Yields(name) {
@@ -147,7 +147,8 @@ func (p *Pool[T]) isNamed(e *Entry[T]) bool {
 	return e.handlers > 0 || len(p.yielding(e.name.text)) > 0
 }
 
-// of yields the entries that a handler of e refers to.
+// of yields e and, if it is a template without handlers, the sites that it can yield: those
+// come into use with its first handler and go out of use with its last.
 func (p *Pool[T]) of(e *Entry[T]) iter.Seq[*Entry[T]] {
 	return func(yield func(*Entry[T]) bool) {
 		if !yield(e) || !e.name.IsTemplate() || e.handlers > 0 {
@@ -161,8 +162,8 @@ func (p *Pool[T]) of(e *Entry[T]) iter.Seq[*Entry[T]] {
 	}
 }
 
-// Release ends what Acquire began. Release and LetGo return the entries that nobody refers to
-// any more. They stay in the pool, and as they are, until they are forgotten.
+// Release undoes Acquire. Release and LetGo return the entries that are no longer in use.
+// These stay in the pool unchanged until Forget.
 func (p *Pool[T]) Release(e *Entry[T]) (unused []*Entry[T]) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -173,8 +174,8 @@ func (p *Pool[T]) Release(e *Entry[T]) (unused []*Entry[T]) {
 	return unused
 }
 
-// Retain keeps an entry until it is let go. It reports false, and does nothing, if no
-// config refers to the site.
+// Retain keeps an entry until LetGo. It does nothing and returns false if no config refers to
+// the site.
 func (p *Pool[T]) Retain(e *Entry[T]) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -185,15 +186,15 @@ func (p *Pool[T]) Retain(e *Entry[T]) bool {
 	return true
 }
 
-// Hold keeps an entry that the caller has already acquired or retained, also if no config
-// refers to the site any more, until it is let go once more.
+// Hold keeps an entry that the caller has already acquired or retained until another LetGo,
+// even if no config refers to the site any more.
 func (p *Pool[T]) Hold(e *Entry[T]) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	e.retained++
 }
 
-// LetGo ends what Need, Retain or Hold began.
+// LetGo undoes Need, Retain or Hold.
 func (p *Pool[T]) LetGo(e *Entry[T]) (unused []*Entry[T]) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -201,15 +202,15 @@ func (p *Pool[T]) LetGo(e *Entry[T]) (unused []*Entry[T]) {
 	return p.tidy(e)
 }
 
-// Tidy drops an entry of which there is nothing to know any more.
+// Tidy drops an entry if there is nothing left to know about its site.
 func (p *Pool[T]) Tidy(e *Entry[T]) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.tidy(e)
 }
 
-// tidy returns the entry if nobody refers to it. It drops one that only templates refer to, if
-// they know as much without it.
+// tidy returns the entry if it is not in use. If only templates refer to it and they know as
+// much without it, tidy drops it.
 func (p *Pool[T]) tidy(e *Entry[T]) (unused []*Entry[T]) {
 	switch {
 	case e.handlers+e.retained > 0 || p.Find(e.name.text) != e:
@@ -221,7 +222,7 @@ func (p *Pool[T]) tidy(e *Entry[T]) (unused []*Entry[T]) {
 	return nil
 }
 
-// Forget drops an entry that nobody refers to.
+// Forget drops an entry that is not in use.
 func (p *Pool[T]) Forget(e *Entry[T]) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -230,9 +231,9 @@ func (p *Pool[T]) Forget(e *Entry[T]) {
 	}
 }
 
-// Restore puts an entry back that has been forgotten, since it has a request of a site again;
-// if there is another one of its name, that takes over the request. Like Release, it returns
-// what nobody refers to.
+// Restore puts back a forgotten entry that has a request of the named site again. If the pool
+// has another entry of that name by now, that entry takes over the request. Like Release, it
+// returns what is not in use.
 func (p *Pool[T]) Restore(e *Entry[T], name string) (unused []*Entry[T]) {
 	p.mu.Lock()
 	defer p.mu.Unlock()

@@ -7,7 +7,7 @@ import (
 	"testing"
 )
 
-// poolSite is a site with its requests, by their sites.
+// poolSite is a site and the number of its requests, by their sites.
 type poolSite struct {
 	*Site
 	requests []string
@@ -31,7 +31,7 @@ func (s *poolSite) Take(from *poolSite, name string) {
 type testPool struct {
 	*Pool[*poolSite]
 	entries map[string]*Entry[*poolSite] // as they were last loaded or needed
-	unused  []*Entry[*poolSite]          // to be forgotten when their requests have ended
+	unused  []*Entry[*poolSite]          // forgotten when their requests have ended
 }
 
 func newTestPool() *testPool {
@@ -44,7 +44,8 @@ func newTestPool() *testPool {
 	return &testPool{Pool: NewPool(create), entries: make(map[string]*Entry[*poolSite])}
 }
 
-// do does one step. A visit is counted by the site, or by the first template without it.
+// do does one step. A visit is counted by the site, or by its first template if the site is
+// not in the pool.
 func (p *testPool) do(t *testing.T, step string) {
 	t.Helper()
 	what, name, _ := strings.Cut(step, " ")
@@ -56,7 +57,7 @@ func (p *testPool) do(t *testing.T, step string) {
 		p.entries[name] = p.Acquire(n, now)
 	case "unload":
 		p.unused = append(p.unused, p.Release(e)...)
-	case "need", "find": // which is listed
+	case "need", "find": // by listing
 		p.entries[name] = p.Need(name, what == "need")
 	case "retain":
 		wantEqual(t, step, p.Retain(e), true)
@@ -190,7 +191,7 @@ func TestPoolKeepsWhatIsReferredTo(t *testing.T) {
 		wantEqual(t, step.name, step.do(e), step.want)
 	}
 
-	// What is under way for a site goes on when its config has gone, and comes back.
+	// Work on a site continues when its config is unloaded, and when another config has it again.
 	e = p.Acquire(shop, now)
 	p.Retain(e)
 	p.Release(e)

@@ -8,12 +8,11 @@ import (
 	"time"
 )
 
-// Record is a site's state as stored. Fields that are not known are ignored, and those
-// that are never change their meaning, so that instances of different versions of this
-// module can share a storage.
+// Record is a site's state as stored. Unknown fields are ignored, and known ones never change
+// their meaning, so that instances of different versions of this module can share a storage.
 type Record struct {
-	// Version orders the records of a site. It is the time of the switch in microseconds,
-	// or one more than the highest version seen if that is more.
+	// Version orders the records of a site. It is the time of the switch in microseconds, or
+	// the highest version seen plus one, whichever is greater.
 	Version int64     `json:"version"`
 	Enabled bool      `json:"enabled"`
 	Since   time.Time `json:"since,omitzero"`
@@ -22,16 +21,17 @@ type Record struct {
 	raw []byte // as stored
 }
 
-// MaxVersion leaves room to count on from.
+// MaxVersion is the highest valid version. It leaves room for later ones.
 const MaxVersion = 1 << 62
 
-// ErrInvalid says that there is a record that nothing can be learned from.
+// ErrInvalid says that a record exists but cannot be parsed.
 var ErrInvalid = errors.New("the record is corrupt")
 
-// ErrOutdated says that there is no record, or an older one than has been stored.
+// ErrOutdated says that the record is missing, or older than one that is known to have been
+// stored.
 var ErrOutdated = errors.New("the record is missing or outdated: the journal lists a newer one")
 
-// ParseRecord returns the record that is stored as raw.
+// ParseRecord parses a record in its stored form.
 func ParseRecord(raw []byte, durations DurationParser) (*Record, error) {
 	var r struct {
 		Record
@@ -53,7 +53,7 @@ func ParseRecord(raw []byte, durations DurationParser) (*Record, error) {
 	return &parsed, nil
 }
 
-// newRecord completes a record with its stored form.
+// newRecord returns a record with its stored form.
 func newRecord(version int64, enabled bool, since time.Time, o Options) (*Record, error) {
 	r := &Record{Version: version, Enabled: enabled, Since: since, Options: o}
 	raw, err := json.Marshal(r)
@@ -61,10 +61,10 @@ func newRecord(version int64, enabled bool, since time.Time, o Options) (*Record
 	return r, err
 }
 
-// Raw returns the record as it is stored.
+// Raw returns the stored form of the record.
 func (r *Record) Raw() []byte { return r.raw }
 
-// NewerThan reports whether the record takes the place of the other one.
+// NewerThan reports whether the record supersedes the other one.
 func (r *Record) NewerThan(other *Record) bool {
 	if r.Version != other.Version {
 		return r.Version > other.Version

@@ -1,11 +1,10 @@
-// Package site is what a site is, apart from its requests: the record that is stored of
-// it, the options of a maintenance, the bypass secret, and the state machine that
-// switches it.
+// Package site describes a site without its requests: its stored record, the options of a
+// maintenance, the bypass secret, and the state machine that switches it.
 //
-// A State never changes; a Site replaces its state as a whole. What replaces one returns
-// a Change, and its caller passes that on. The package does no I/O, starts nothing, and
-// knows neither Caddy nor where records are stored: the time is an argument of whatever
-// depends on it, and so is the parser of durations.
+// A State never changes; a Site replaces its state as a whole. A function that replaces a
+// state returns a Change, which its caller passes on. The package does no I/O, starts no
+// goroutine, and knows neither Caddy nor the storage. The time and the parser of durations
+// are arguments.
 package site
 
 import (
@@ -18,7 +17,7 @@ import (
 	"time"
 )
 
-// Site is the state of a site, shared by all that refer to its name.
+// Site holds the state of a site. All handlers with its name share it.
 type Site struct {
 	Name string
 
@@ -29,19 +28,19 @@ type Site struct {
 	// site go one at a time.
 	Turn chan struct{}
 
-	// LastVersion is the highest version that a switch has tried to store, which may still
-	// come to be stored after a failure. It is guarded by Turn.
+	// LastVersion is the highest version that a switch has tried to store. Even a store that
+	// failed may still take effect. It is guarded by Turn.
 	LastVersion int64
 
-	// PendingVersion is the version that a switch is about to store and to publish, 0 if
-	// none is.
+	// PendingVersion is the version that a switch is storing and will publish, 0 if there is
+	// none.
 	PendingVersion atomic.Int64
 
-	// StoredVersion is the highest version that is known to have been stored, by whichever
-	// instance. A record that is older is outdated.
+	// StoredVersion is the highest version that is known to have been stored by any instance.
+	// An older record is outdated.
 	StoredVersion atomic.Int64
 
-	// Reading is how many reads of the record are under way.
+	// Reading is the number of reads of the record under way.
 	Reading atomic.Int32
 }
 
@@ -59,7 +58,7 @@ func newSite(name string, kind Kind, now time.Time) *Site {
 	return s
 }
 
-// Current returns the state. It begins and ends a maintenance whose time has come.
+// Current returns the state. It first begins or ends a maintenance whose time has come.
 func (s *Site) Current() *State {
 	st := s.state.Load()
 	if st.deadline().IsZero() {
@@ -78,17 +77,17 @@ func (s *Site) currentAt(now time.Time) *State {
 	}
 }
 
-// Apply takes what was read, or stored by a switch, as the state of the site. It yields
-// the changes that this makes: none if it was no news, since a newer record is in memory;
-// several if the clock has made some before. While its caller is at work with a change,
-// no other one of the site is yielded, so that all are told of changes in their order.
+// Apply makes what was read, or what a switch stored, the state of the site. It yields the
+// resulting changes: none if the state is at least as new, several if the clock has made
+// changes that were not yielded yet. While the caller handles a change, no other change of
+// the site is yielded, so that changes are passed on in order.
 func (s *Site) Apply(read Read, cause Cause, now time.Time) iter.Seq[Change] {
 	return func(yield func(Change) bool) {
 		s.publishMu.Lock()
 		defer s.publishMu.Unlock()
 		for {
 			if r := read.Record; r != nil && r.Version == s.PendingVersion.Load() && cause.Source == SourceSync {
-				return // what a switch here has just stored is not another instance's
+				return // a switch on this instance stored it, and will publish it
 			}
 			st := s.currentAt(now)
 			next := st.next(read, now)
@@ -109,7 +108,7 @@ func (s *Site) Apply(read Read, cause Cause, now time.Time) iter.Seq[Change] {
 	}
 }
 
-// Tick yields the changes that the clock has made, each once.
+// Tick yields each change that the clock has made, once.
 func (s *Site) Tick(now time.Time) iter.Seq[Change] {
 	return func(yield func(Change) bool) {
 		s.publishMu.Lock()
@@ -122,8 +121,8 @@ func (s *Site) Tick(now time.Time) iter.Seq[Change] {
 	}
 }
 
-// byClock returns the changes to a state that the clock has made, in their order, the first
-// time.
+// byClock returns the changes by which the clock has made st, oldest first, unless they have
+// been returned before.
 func (s *Site) byClock(st *State) (changes []Change) {
 	for ; st.before != nil && st.reported.CompareAndSwap(false, true); st = st.before {
 		changes = append(changes, Change{Site: s, Before: st.before, After: st, Cause: Cause{Source: st.source()}})
@@ -132,7 +131,7 @@ func (s *Site) byClock(st *State) (changes []Change) {
 	return changes
 }
 
-// replace puts next in the place of old, unless another state has done so.
+// replace replaces old by next. It returns false if old is not the state any more.
 func (s *Site) replace(old, next *State, now time.Time) bool {
 	if next.closed() {
 		next.blockedSince = old.blockedSince
@@ -147,7 +146,7 @@ func (s *Site) replace(old, next *State, now time.Time) bool {
 	return true
 }
 
-// NoteStored notes that a record of that version has been stored.
+// NoteStored notes that a record of that version is stored.
 func (s *Site) NoteStored(version int64) {
 	for {
 		known := s.StoredVersion.Load()
@@ -157,8 +156,8 @@ func (s *Site) NoteStored(version int64) {
 	}
 }
 
-// Remember takes a record that was known before the process began. It counts as the last
-// one known, while the site is loading.
+// Remember makes a record from before the process began the last one known, while the site
+// is loading.
 func (s *Site) Remember(r *Record, now time.Time) {
 	for {
 		st := s.state.Load()
@@ -173,7 +172,7 @@ func (s *Site) Remember(r *Record, now time.Time) {
 	}
 }
 
-// Reload has requests wait until the record has been read again.
+// Reload makes requests wait until the record has been read again.
 func (s *Site) Reload(now time.Time) {
 	for {
 		st := s.currentAt(now)
@@ -185,11 +184,11 @@ func (s *Site) Reload(now time.Time) {
 	}
 }
 
-// ErrStopped says that nobody waits for the record any more.
+// ErrStopped says that stop was closed before the record was read.
 var ErrStopped = errors.New("stopped")
 
-// Ready waits until the record has been read, or cannot be, or until stop is closed. It has
-// been unless the process has only just begun.
+// Ready waits until the record has been read or reading it has failed, or until stop is
+// closed or ctx ends. It only has to wait just after a start or a reload.
 func (s *Site) Ready(ctx context.Context, stop <-chan struct{}) error {
 	for {
 		st := s.state.Load()
@@ -206,7 +205,7 @@ func (s *Site) Ready(ctx context.Context, stop <-chan struct{}) error {
 	}
 }
 
-// Change is what has become of a site.
+// Change is a change of a site's state.
 type Change struct {
 	Site          *Site
 	Before, After *State
@@ -216,17 +215,17 @@ type Change struct {
 // Cause is where a change comes from.
 type Cause struct {
 	Source   Source
-	Client   string          // of the admin API: its address
-	Answered <-chan struct{} // closed when that client has its answer; nil if there is none
+	Client   string          // address of the admin API's client
+	Answered <-chan struct{} // closed when that client has its response; nil if there is no client
 }
 
-// Source is how metrics, log and events call the cause of a change.
+// Source names the cause of a change in metrics, the log and events.
 type Source string
 
 // The sources of changes.
 const (
-	SourceAPI   Source = "api"   // this instance was told
-	SourceSync  Source = "sync"  // another instance was
+	SourceAPI   Source = "api"   // a switch on this instance
+	SourceSync  Source = "sync"  // a switch on another instance
 	SourceFrom  Source = "from"  // a scheduled maintenance has begun
-	SourceUntil Source = "until" // the maintenance is over by itself
+	SourceUntil Source = "until" // the maintenance has ended by itself
 )

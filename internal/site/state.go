@@ -6,18 +6,18 @@ import (
 	"time"
 )
 
-// State is what is known of a site at one moment. It never changes what it says.
+// State is what is known about a site at one moment. It is immutable.
 type State struct {
 	kind         Kind
-	record       *Record       // as stored, of Stored; of Loading, the last one known
-	phase        phase         // of a record that is enabled
-	before       *State        // if the clock has made this one of it
+	record       *Record       // if Stored, the stored one; if Loading, the last one known
+	phase        phase         // of an enabled record
+	before       *State        // the previous state, if the clock made this one
 	reported     atomic.Bool   // the change by the clock has been yielded
-	blockedSince time.Time     // since when this instance lets nobody in, if it does not
-	changed      chan struct{} // closed when another state takes its place
+	blockedSince time.Time     // since when this instance blocks requests, if it does
+	changed      chan struct{} // closed when another state replaces this one
 }
 
-// phase is how far a maintenance is. It does not go back if the clock is set back.
+// phase is the phase of a maintenance. It does not go back if the clock is set back.
 type phase int
 
 const (
@@ -26,29 +26,29 @@ const (
 	over
 )
 
-// Kind is how much is known of a site.
+// Kind is how much is known about a site.
 type Kind int
 
-// In the order of what is known: from Unset on, the state is.
+// The kinds, ordered by how much is known. From Unset on, the state is known.
 const (
-	Loading Kind = iota // being read
-	Unknown             // could not be read
-	Invalid             // there is a record that nothing can be learned from
+	Loading Kind = iota // the record is being read
+	Unknown             // the record could not be read
+	Invalid             // the record cannot be parsed
 	Unset               // there is no record: the site was never switched
-	Stored              // what the record says
+	Stored              // the record says what the state is
 )
 
-// Read is what reading a record has come to.
+// Read is the result of reading a record.
 type Read struct {
 	Record    *Record // nil if there is none
-	Err       error   // why it could not be read; ErrInvalid or ErrOutdated if it tells nothing
-	Tentative bool    // another read is under way: that this one has failed tells nothing
+	Err       error   // why it could not be read, or is not usable (ErrInvalid, ErrOutdated)
+	Tentative bool    // another read is under way, so that a failure of this one does not count
 }
 
 func newState(kind Kind) *State { return &State{kind: kind, changed: make(chan struct{})} }
 
-// newStoredState returns the state of a record. What the clock has made of it before has been
-// told by whoever was there then.
+// newStoredState returns the state of a record. Changes that the clock made before are not
+// reported: whoever ran then has reported them.
 func newStoredState(r *Record, now time.Time) *State {
 	st := newState(Stored)
 	st.record = r
@@ -61,9 +61,9 @@ func newStoredState(r *Record, now time.Time) *State {
 	return st
 }
 
-// next returns the state after a read, or nil if that tells no more than st does. Where
-// there was an invalid record, its absence tells nothing: whoever removed it has not said
-// that the site may open.
+// next returns the state after a read, or nil if the read adds nothing to st. If there was an
+// invalid record and it is gone now, that adds nothing: whoever removed it has not said that
+// the site may open.
 func (st *State) next(read Read, now time.Time) *State {
 	var kind Kind
 	switch r := read.Record; {
@@ -90,7 +90,7 @@ func (st *State) next(read Read, now time.Time) *State {
 	return newState(kind)
 }
 
-// deadline is when the clock makes another state of this one, zero if it does not.
+// deadline returns when the clock ends this state, zero if it does not.
 func (st *State) deadline() time.Time {
 	switch {
 	case st.kind != Stored || !st.record.Enabled:
@@ -103,20 +103,20 @@ func (st *State) deadline() time.Time {
 	return time.Time{}
 }
 
-// due reports whether the clock has to make another state of this one.
+// due reports whether the deadline has passed.
 func (st *State) due(now time.Time) bool {
 	deadline := st.deadline()
 	return !deadline.IsZero() && !now.Before(deadline)
 }
 
-// advance returns the state that the clock makes of this one.
+// advance returns the state after the deadline.
 func (st *State) advance() *State {
 	next := newState(Stored)
 	next.record, next.phase, next.before = st.record, st.phase+1, st
 	return next
 }
 
-// source is what has made this state, if the clock has.
+// source returns the source of this state, if the clock made it.
 func (st *State) source() Source {
 	if st.phase == running {
 		return SourceFrom
@@ -124,10 +124,10 @@ func (st *State) source() Source {
 	return SourceUntil
 }
 
-// Unreported reports whether the clock has made this state and nobody has been told.
+// Unreported reports whether the clock made this state and the change has not been yielded.
 func (st *State) Unreported() bool { return st.before != nil && !st.reported.Load() }
 
-// Kind returns how much is known.
+// Kind returns how much is known about the site.
 func (st *State) Kind() Kind { return st.kind }
 
 // Known reports whether the state is known.
@@ -136,18 +136,18 @@ func (st *State) Known() bool { return st.kind >= Unset }
 // Record returns the record, nil if there is none.
 func (st *State) Record() *Record { return st.record }
 
-// Changed returns a channel that is closed when another state takes the place of this one.
+// Changed returns a channel that is closed when another state replaces this one.
 func (st *State) Changed() <-chan struct{} { return st.changed }
 
 // Expired reports whether the maintenance has ended by itself.
 func (st *State) Expired() bool { return st.phase == over }
 
-// NewerThan reports whether the state is of a newer record than r, which may be nil.
+// NewerThan reports whether the state has a newer record than r, which may be nil.
 func (st *State) NewerThan(r *Record) bool {
 	return st.record != nil && (r == nil || st.record.NewerThan(r))
 }
 
-// Version is that of the record, 0 if there is none.
+// Version returns the version of the record, 0 if there is none.
 func (st *State) Version() int64 {
 	if st.record == nil {
 		return 0
@@ -155,13 +155,13 @@ func (st *State) Version() int64 {
 	return st.record.Version
 }
 
-// closed reports whether requests are blocked whatever the site's initial state.
+// closed reports whether requests are blocked regardless of the site's initial state.
 func (st *State) closed() bool { return st.kind != Unset && View{State: st}.Blocks() }
 
-// BlockedSince is since when this instance blocks requests, if it does.
+// BlockedSince returns since when this instance blocks requests, if it does.
 func (st *State) BlockedSince() time.Time { return st.blockedSince }
 
-// TerminateAt is when what is in flight is to be terminated, zero if it is not.
+// TerminateAt returns when to terminate requests in flight, zero for never.
 func (st *State) TerminateAt() time.Time {
 	after := st.Options().TerminateAfter.Value
 	if after == 0 || st.phase != running {
@@ -170,7 +170,7 @@ func (st *State) TerminateAt() time.Time {
 	return st.blockedSince.Add(after)
 }
 
-// Since is when the state began, zero if the site was never switched or is unknown.
+// Since returns when the state began, zero if the site was never switched or is unknown.
 func (st *State) Since() time.Time {
 	switch {
 	case st.kind != Stored:
@@ -184,10 +184,11 @@ func (st *State) Since() time.Time {
 	}
 }
 
-// noOptions are those of a site that is open.
+// noOptions are the options of an open site.
 var noOptions Options
 
-// Options are those of the maintenance that is on, or scheduled. They must not be changed.
+// Options returns the options of the current or scheduled maintenance. They must not be
+// changed.
 func (st *State) Options() *Options {
 	if st.kind != Stored || !st.record.Enabled || st.phase == over {
 		return &noOptions
@@ -195,7 +196,7 @@ func (st *State) Options() *Options {
 	return &st.record.Options
 }
 
-// View is a state as a config sees it, which says how the site begins.
+// View is a state as seen by a config, which sets the initial state of the site.
 type View struct {
 	*State
 	InitiallyOn bool
@@ -216,10 +217,10 @@ func (v View) Blocks() bool {
 // On reports whether the site is known to be in maintenance.
 func (v View) On() bool { return v.Known() && v.Blocks() }
 
-// Scheduled reports whether the site is open, and to go into maintenance.
+// Scheduled reports whether the site is open and maintenance is scheduled.
 func (v View) Scheduled() bool { return v.kind == Stored && v.record.Enabled && v.phase == scheduled }
 
-// Word is how the state is called in answers.
+// Word returns the state as the admin API names it: on, off or unknown.
 func (v View) Word() string {
 	switch {
 	case !v.Known():

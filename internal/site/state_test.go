@@ -29,7 +29,7 @@ func given(t *testing.T, body string) Given {
 	return g
 }
 
-// stored is what a record of these options reads as.
+// stored returns the result of reading a record with these options.
 func stored(t *testing.T, version int64, enabled bool, since time.Time, o Options) Read {
 	t.Helper()
 	r, err := newRecord(version, enabled, since, o)
@@ -48,7 +48,7 @@ func noError(t *testing.T, err error) {
 	}
 }
 
-// wantEqual fails the test unless something is as wanted.
+// wantEqual fails the test unless got and want are equal.
 func wantEqual[T comparable](t *testing.T, what string, got, want T) {
 	t.Helper()
 	if got != want {
@@ -60,7 +60,7 @@ func apply(s *Site, read Read, at time.Time) (changes []Change) {
 	return slices.Collect(s.Apply(read, Cause{Source: SourceSync}, at))
 }
 
-// The table of states (design, section 8): what each switch makes of each state.
+// The table of states (design, section 8): the result of each switch in each state.
 func TestEveryStateMeetsEverySwitch(t *testing.T) {
 	old := Options{Message: "Old."}
 	reads := map[string]Read{
@@ -131,7 +131,7 @@ func TestEveryStateMeetsEverySwitch(t *testing.T) {
 	}
 }
 
-// What is known of a site after one read and then another.
+// What is known about a site after one read and then another.
 func TestNextState(t *testing.T) {
 	on, off := stored(t, 2, true, past, Options{}), stored(t, 1, false, past, Options{})
 	unreadable := Read{Err: errors.New("disk full")}
@@ -171,7 +171,7 @@ func TestNextState(t *testing.T) {
 	}
 }
 
-// A site that comes back into the config is read again, and stays as it was if it cannot be.
+// A site that is back in the config is read again. If that fails, it keeps its state.
 func TestReloadedSiteStaysAsItWasIfItCannotBeRead(t *testing.T) {
 	s := New("shop", now)
 	apply(s, stored(t, 1, true, past, Options{}), now)
@@ -198,8 +198,8 @@ func TestReadyWaitsForTheRecord(t *testing.T) {
 	})
 }
 
-// The end of a maintenance latches, is told once, and before what comes after it. One that
-// had ended before it was read is not told of: whoever was there then has been told.
+// The end of a maintenance is final. It is reported once, and before later changes. An end before
+// the first read is not reported: whoever ran then has reported it.
 func TestMaintenanceExpires(t *testing.T) {
 	on := stored(t, 1, true, past, Options{Message: "Old.", Until: soon})
 	s, restarted := New("shop", now), New("shop", now)
@@ -225,8 +225,8 @@ func TestMaintenanceExpires(t *testing.T) {
 	}
 }
 
-// A scheduled maintenance begins by each instance's clock, and latches; a change that the
-// clock has made is told once, and both if nobody has looked in between.
+// A scheduled maintenance begins by each instance's clock, and that is final. Each change by the
+// clock is reported once, both of them if nobody has looked in between.
 func TestScheduledMaintenanceBegins(t *testing.T) {
 	record := stored(t, 1, true, past, Options{Message: "Soon.", From: soon, Until: later, TerminateAfter: Duration{Text: "1m"}})
 	s := New("shop", now)
@@ -262,7 +262,7 @@ func TestScheduledMaintenanceBegins(t *testing.T) {
 	}
 }
 
-// What does not fit together is refused.
+// Contradicting options are rejected.
 func TestOptionsThatDoNotFitAreRefused(t *testing.T) {
 	s := New("shop", now)
 	apply(s, stored(t, 1, true, past, Options{From: soon, Until: later}), now)
@@ -308,7 +308,7 @@ func TestTerminateAt(t *testing.T) {
 	}
 }
 
-// A record that a switch is about to publish is not taken for another instance's.
+// A sync does not publish a record that a switch on this instance is about to publish.
 func TestPendingRecordIsLeftToItsSwitch(t *testing.T) {
 	s := New("shop", now)
 	apply(s, Read{}, now)
@@ -321,8 +321,8 @@ func TestPendingRecordIsLeftToItsSwitch(t *testing.T) {
 	}
 }
 
-// A version is above all that a switch has tried to store, though it failed, and above
-// that of an instance whose clock is ahead.
+// A version is higher than all that a switch has tried to store, even those that failed, and
+// than that of an instance whose clock is ahead.
 func TestVersionsOnlyRise(t *testing.T) {
 	s := New("shop", now)
 	ahead := now.Add(time.Hour).UnixMicro()
@@ -337,7 +337,7 @@ func TestVersionsOnlyRise(t *testing.T) {
 	}
 }
 
-// Whoever is told of a change is told of no later one of the site before it is done.
+// No change of a site is yielded while the caller still handles the one before.
 func TestChangesComeOneAfterTheOther(t *testing.T) {
 	s := New("shop", now)
 	var version, last atomic.Int64

@@ -5,10 +5,10 @@ import (
 	"time"
 )
 
-// A Mutation is what a switch asks for.
+// A Mutation is a change that a switch requests.
 type Mutation interface {
-	// next returns what the record of the site is to say: nil to leave it as it is, or
-	// an error if the site is not in a state for it.
+	// next returns the new record of the site: nil to keep the present one, or an error if
+	// the mutation does not apply to the site's state.
 	next(name string, v View, now time.Time) (*draft, error)
 }
 
@@ -19,17 +19,17 @@ type draft struct {
 	options Options
 }
 
-// On switches the site on, with these options and no others, or schedules that.
+// On switches the site on, or schedules that. It replaces all options.
 type On struct {
 	Options Given
-	OnlyOff bool // fails if the site is on or scheduled
+	OnlyOff bool // fail if the site is on or scheduled
 }
 
-// Patch changes the given options of a site that is on or scheduled. What is scheduled begins
-// when its from is cleared.
+// Patch changes the given options of a site that is on or scheduled. Clearing from begins a
+// scheduled maintenance at once.
 type Patch struct{ Options Given }
 
-// Off switches the site off, or calls off what is scheduled.
+// Off switches the site off, or cancels a scheduled maintenance.
 type Off struct{}
 
 func (m On) next(name string, v View, now time.Time) (*draft, error) {
@@ -58,9 +58,8 @@ func (m Patch) next(name string, v View, now time.Time) (*draft, error) {
 	return enable(name, v, o, now), nil
 }
 
-// next changes nothing if the site has been switched off before. One whose maintenance
-// has ended by itself is switched off nevertheless: by another instance's clock it may
-// still be on.
+// next changes nothing if the site has already been switched off. It does switch off a site
+// whose maintenance has ended by itself: by another instance's clock it may still be on.
 func (Off) next(_ string, v View, now time.Time) (*draft, error) {
 	if v.record != nil && !v.record.Enabled {
 		return nil, nil
@@ -75,13 +74,13 @@ func errBegun(name string) error {
 	return &ConflictError{fmt.Errorf("site %s is already in maintenance; leave out from, which is only for maintenance that has not begun", name)}
 }
 
-// enable keeps the time since when a site has been on or, if that is scheduled, off.
+// enable returns an enabled record. It keeps since if the state does not change now.
 func enable(name string, v View, o Options, now time.Time) *draft {
 	o.hashSecret(name, v.Options().Bypass)
 	d := &draft{enabled: true, since: v.Since(), options: o}
 	switch {
 	case v.On():
-		d.options.From = time.Time{} // which has passed
+		d.options.From = time.Time{} // it has passed
 	case !o.From.IsZero():
 		return d
 	}
@@ -100,12 +99,12 @@ func (e *NotOnError) Error() string {
 	return fmt.Sprintf("site %s is not in maintenance, its state is %s; PUT switches it on", e.Site, e.State)
 }
 
-// ConflictError says that a switch does not fit to the state of the site.
+// ConflictError says that a switch does not apply to the state of the site.
 type ConflictError struct{ Err error }
 
 func (e *ConflictError) Error() string { return e.Err.Error() }
 
-// NotOffError says that a site is in maintenance, or is to go into it.
+// NotOffError says that a site is in maintenance, or scheduled to go into it.
 type NotOffError struct {
 	Site string
 	View View
@@ -121,17 +120,17 @@ func (e *NotOffError) Error() string {
 	return fmt.Sprintf("site %s is already in maintenance", e.Site)
 }
 
-// Configured is a site as a config has it, which says how the site begins.
+// Configured is a site as part of a config, which sets the initial state of the site.
 type Configured struct {
 	*Site
 	InitiallyOn bool
 }
 
-// View returns the state as the config sees it.
+// View returns the state as seen by the config.
 func (c Configured) View() View { return View{c.Current(), c.InitiallyOn} }
 
-// Mutate returns the record that m makes of the site, nil if nothing is to change. The
-// caller holds the site's Turn.
+// Mutate returns the record that m results in, nil if nothing changes. The caller must hold
+// the site's Turn.
 func (c Configured) Mutate(m Mutation, now time.Time) (*Record, error) {
 	v := View{c.currentAt(now), c.InitiallyOn}
 	d, err := m.next(c.Name, v, now)
