@@ -15,11 +15,11 @@ import (
 
 const (
 	maxSize         = 1 << 20
-	maxPlaceholders = 100 // in a page, so that a message cannot blow it up
+	maxPlaceholders = 100 // limits how much a message can enlarge a page
 )
 
-// Copy is a custom page as it was fetched. It is stored as JSON. A copy that Page or
-// View has been given must not be changed any more.
+// Copy is a custom page as fetched. It is stored as JSON. Do not change a copy after passing
+// it to Page or View.
 type Copy struct {
 	HTML         []byte    `json:"html"`
 	Charset      string    `json:"charset"`
@@ -27,8 +27,8 @@ type Copy struct {
 	LastModified string    `json:"last_modified,omitempty"`
 	FetchedAt    time.Time `json:"fetched_at"`
 
-	// document is the page as it is shown, nil if it has placeholders. Then each site
-	// has its own.
+	// document is the page as shown. It is nil if the page has placeholders, since each site
+	// fills them in differently.
 	document *Document
 }
 
@@ -57,7 +57,7 @@ func newCopy(content []byte, header http.Header) (*Copy, error) {
 	default:
 		return nil, fmt.Errorf("got Content-Type %q, want text/html", given)
 	}
-	// The mark at the beginning says more about the encoding than the header does.
+	// A byte order mark is more reliable than the header.
 	if charset := parameters["charset"]; charset != "" && !bytes.HasPrefix(content, bom) {
 		c.Charset = strings.ToLower(charset)
 	}
@@ -82,7 +82,7 @@ func ParseCopy(raw []byte) (*Copy, error) {
 	return c, nil
 }
 
-// check checks what a page has to be, wherever it comes from.
+// check checks the requirements that fetched and stored pages share.
 func (c *Copy) check() error {
 	if len(bytes.TrimSpace(c.HTML)) == 0 {
 		return errors.New("the page is empty")
@@ -99,14 +99,14 @@ func (c *Copy) check() error {
 	return nil
 }
 
-// prepare makes the document of a page without placeholders.
+// prepare sets the document of a page without placeholders.
 func (c *Copy) prepare() {
 	if c.placeholders() == 0 {
 		c.document = newDocument(c.HTML, c.Charset)
 	}
 }
 
-// SameAs reports whether two copies differ at most in when they were fetched.
+// SameAs reports whether two copies are equal, regardless of when they were fetched.
 func (c *Copy) SameAs(other *Copy) bool {
 	return bytes.Equal(c.HTML, other.HTML) && c.Charset == other.Charset &&
 		c.ETag == other.ETag && c.LastModified == other.LastModified
@@ -116,7 +116,7 @@ func (c *Copy) isUTF8() bool { return c.Charset == "utf-8" || c.Charset == "utf8
 
 func (c *Copy) placeholders() int { return c.count(messagePlaceholder) + c.count(untilPlaceholder) }
 
-// count returns how often a placeholder is in the page.
+// count returns how often a placeholder occurs in the page.
 func (c *Copy) count(placeholder string) int {
 	return bytes.Count(c.HTML, []byte(placeholder))
 }
@@ -127,7 +127,7 @@ func beginsLikeHTML(content []byte) bool {
 
 func now() time.Time { return time.Now().UTC().Truncate(time.Second) }
 
-// truncate keeps an error readable, whatever a page's host has sent.
+// truncate shortens what a page's host has sent, so that an error stays readable.
 func truncate(s string) string { return truncateTo(80, s) }
 
 func truncateTo(limit int, s string) string {

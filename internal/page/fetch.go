@@ -17,9 +17,9 @@ import (
 
 const (
 	fetchTimeout  = 10 * time.Second
-	maxFetches    = 32 // at once, and so what hosts that hang can tie up
+	maxFetches    = 32 // at once; limits what hanging hosts can tie up
 	maxHeaders    = 64 << 10
-	maxValidator  = 1024 // bytes of an ETag, say
+	maxValidator  = 1024 // bytes of an ETag or date
 	maxRedirects  = 5
 	maxFetchError = 300 // bytes
 )
@@ -29,16 +29,14 @@ var (
 	errHostSilent = fmt.Errorf("no complete response within %s", fetchTimeout)
 )
 
-// Fetcher gets custom pages from where they are. It gets 32 at once at most; the others
-// wait.
+// Fetcher fetches custom pages, at most 32 at once.
 type Fetcher struct {
 	client *http.Client
 	slots  chan struct{}
 }
 
-// NewFetcher returns a fetcher that waits 10 seconds at most for a page's host, leaves no
-// connection open, and follows a redirect only to https or to the same scheme, host and
-// port.
+// NewFetcher returns a fetcher. It waits at most 10 seconds for a page's host, keeps no
+// connection open, and follows redirects only to https or to the same scheme, host and port.
 func NewFetcher() *Fetcher {
 	return &Fetcher{
 		client: &http.Client{
@@ -54,7 +52,7 @@ func NewFetcher() *Fetcher {
 	}
 }
 
-// fetch returns the page as it is now, or nil if it has not changed since last.
+// fetch returns the current page, or nil if it has not changed since last.
 func (f *Fetcher) fetch(ctx context.Context, s Source, last *Copy) (*Copy, error) {
 	select {
 	case f.slots <- struct{}{}:
@@ -110,7 +108,7 @@ func (f *Fetcher) get(ctx context.Context, location string, last *Copy) (*Copy, 
 	return newCopy(content, response.Header)
 }
 
-// setIfShort sets a header, unless its host would refuse the request for its length.
+// setIfShort sets a header, unless the value is so long that the host may reject the request.
 func setIfShort(header http.Header, name, value string) bool {
 	if value == "" || len(value) > maxValidator {
 		return false
@@ -119,7 +117,7 @@ func setIfShort(header http.Header, name, value string) bool {
 	return true
 }
 
-// checkRedirect keeps a page's host from leading Caddy where the operator has not.
+// checkRedirect limits where a page's host can send Caddy.
 func checkRedirect(next *http.Request, via []*http.Request) error {
 	if len(via) > maxRedirects {
 		return fmt.Errorf("more than %d redirects", maxRedirects)
@@ -129,7 +127,7 @@ func checkRedirect(next *http.Request, via []*http.Request) error {
 	if next.URL.Scheme != "https" && !same {
 		return fmt.Errorf("invalid redirect to %s: must lead to https, or to the same scheme, host and port", truncate(withoutSecrets(next.URL)))
 	}
-	next.Header.Del("Referer") // which has the query of the page's URL
+	next.Header.Del("Referer") // it contains the query of the page's URL
 	return nil
 }
 
@@ -140,8 +138,8 @@ func port(u *url.URL) string {
 	return u.Port()
 }
 
-// unwrapURLError takes off what net/url and net/http put around an error, which names
-// the URL.
+// unwrapURLError returns the cause of an error of net/url or net/http, without the URL that
+// they put around it.
 func unwrapURLError(err error) error {
 	for outer := new(url.Error); errors.As(err, &outer); {
 		err = outer.Err
@@ -165,7 +163,7 @@ func readFile(path string) (*Copy, error) {
 	defer file.Close()
 	content, err := readAll(file)
 	if err == nil && !isNamedHTML(path) && !beginsLikeHTML(content) {
-		// A wrong path must not show visitors what is not meant for them.
+		// A wrong path must not expose another file to visitors.
 		err = errors.New("the file is not named .html and does not start like HTML")
 	}
 	var c *Copy
@@ -182,7 +180,7 @@ func isNamedHTML(path string) bool {
 	return slices.Contains([]string{".html", ".htm", ".xhtml"}, strings.ToLower(filepath.Ext(path)))
 }
 
-// unwrapPathError takes the path off an error that has it in another form.
+// unwrapPathError returns the cause of an error, without the operation and path around it.
 func unwrapPathError(err error) error {
 	if outer := new(fs.PathError); errors.As(err, &outer) {
 		return outer.Err

@@ -30,7 +30,7 @@ const (
 
 var filler = strings.Repeat("x", 4000)
 
-// badPages are the ways in which a page is none, and what the error says.
+// badPages are hosts that serve no valid page, and the errors.
 var badPages = map[string]struct {
 	serve http.HandlerFunc
 	want  string
@@ -147,8 +147,8 @@ func TestPagesOverHTTPAndHTTPS(t *testing.T) {
 	}
 }
 
-// Neither a page that has not changed, nor an ETag that is too long: many servers refuse a
-// request of more than some 8 KiB, and what a host once said is kept in storage.
+// A page that has not changed is not sent again, and neither is an ETag that is too long: many
+// servers reject a request of more than about 8 KiB, and the ETag is kept in storage.
 //
 // G9
 func TestWhatAHostHasSaidIsNotSentAgain(t *testing.T) {
@@ -202,7 +202,7 @@ func TestRedirectsThatAreFollowed(t *testing.T) {
 	}
 }
 
-// Other pages wait while hosts that hang tie up all that may be fetched at once.
+// A page waits while hanging hosts use up the number of fetches at once.
 func TestNoMoreThan32PagesAreFetchedAtOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		host := newHost(t, saysNothing)
@@ -216,7 +216,7 @@ func TestNoMoreThan32PagesAreFetchedAtOnce(t *testing.T) {
 			time.Sleep(fetchTimeout)
 		}
 
-		// One that waits for its turn does not outlast its loop.
+		// A page that waits for its turn stops with its loop.
 		full := &Fetcher{slots: make(chan struct{})}
 		ctx, cancel := context.WithCancel(t.Context())
 		go func() {
@@ -241,14 +241,14 @@ type host struct {
 
 	mu    sync.Mutex
 	asked map[string]int // by host
-	open  int            // connections, but those that are hijacked
+	open  int            // connections, except for hijacked ones
 }
 
 func newHost(t *testing.T, serve http.HandlerFunc, start ...func(*httptest.Server)) *host {
 	t.Helper()
 	h := &host{Fetcher: NewFetcher(), t: t, conns: make(chan net.Conn), closed: make(chan struct{}), asked: make(map[string]int)}
 	h.close = sync.OnceFunc(func() { close(h.closed) })
-	var handlers sync.WaitGroup // those that have hijacked, too, whose clients must hang up
+	var handlers sync.WaitGroup // including those that have hijacked, whose clients must hang up
 	t.Cleanup(handlers.Wait)
 	server := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		handlers.Add(1)
@@ -281,7 +281,7 @@ func newHost(t *testing.T, serve http.HandlerFunc, start ...func(*httptest.Serve
 	if server.TLS != nil {
 		scheme = "https://"
 		transport.TLSClientConfig = server.Client().Transport.(*http.Transport).TLSClientConfig.Clone()
-		transport.TLSClientConfig.ServerName = "example.com" // which the certificate is for
+		transport.TLSClientConfig.ServerName = "example.com" // the name in the certificate
 	}
 	source, err := ParseSource(scheme + userinfo + "page.example/page" + query)
 	noError(t, err)
@@ -293,8 +293,8 @@ func (h *host) fetch(last *Copy) (*Copy, error) {
 	return h.Fetcher.fetch(h.t.Context(), h.source, last)
 }
 
-// expect fetches the page, which must be that one or else fail with that error, and must
-// tell no secret and leave no connection.
+// expect fetches the page. The result must be this page, or this error, without any secret, and
+// no connection may be left.
 func (h *host) expect(page, message string) error {
 	h.t.Helper()
 	c, err := h.fetch(nil)
@@ -353,7 +353,7 @@ func (h *host) Close() error {
 
 func (h *host) Addr() net.Addr { return new(net.TCPAddr) }
 
-// What a host can answer
+// Responses of hosts
 
 func answers(contentType, body string) http.HandlerFunc {
 	return func(w http.ResponseWriter, _ *http.Request) {
@@ -376,7 +376,7 @@ func redirects(to string) http.HandlerFunc {
 	}
 }
 
-// hops leads by n redirects from any path to /hops-0, where the page is.
+// hops redirects n times from any path to /hops-0, where the page is.
 func hops(n int) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		left := n
@@ -414,10 +414,10 @@ func bomb(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// saysNothing takes a request and leaves it at that.
+// saysNothing accepts a request and never answers.
 func saysNothing(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() }
 
-// beginsOnly sends the beginning of a page, and leaves it at that.
+// beginsOnly sends only the beginning of a page.
 func beginsOnly(w http.ResponseWriter, r *http.Request) {
 	answers(html, "<!DOCTYPE html>")(w, r)
 	w.(http.Flusher).Flush()
@@ -429,7 +429,7 @@ func endless(w http.ResponseWriter, r *http.Request) {
 	repeat(filler)(w)
 }
 
-// hijacks answers with what is no good HTTP, and hangs up.
+// hijacks sends invalid HTTP and hangs up.
 func hijacks(beginning string, rest func(io.Writer)) http.HandlerFunc {
 	return func(w http.ResponseWriter, _ *http.Request) {
 		conn, _, err := w.(http.Hijacker).Hijack()

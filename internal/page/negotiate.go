@@ -7,7 +7,7 @@ import (
 	"strings"
 )
 
-// Media is a representation of the answer to a blocked request.
+// Media is a representation of the response to a blocked request.
 type Media int
 
 // The representations, in the order that decides a tie.
@@ -20,9 +20,9 @@ const (
 // Negotiate picks a representation by the lines of a request's Accept header
 // (RFC 9110, section 12.5.1) and by its Sec-Fetch-Dest header.
 //
-// Only types that are named count: a program that accepts anything beside JSON wants
-// JSON, and an image is not replaced by a page. There is always an answer. Browsers
-// accept anything as a script, too, but say what they want it for.
+// Wildcards only count if there is nothing else: a program that accepts JSON and */* wants
+// JSON, and a page does not replace an image. Browsers also accept */* for scripts and
+// fonts; Sec-Fetch-Dest tells those from pages. There is always a result.
 func Negotiate(accept []string, destination string) Media {
 	quality := [...]float64{MediaHTML: 0, MediaJSON: 0, MediaText: 0}
 	named := false
@@ -49,8 +49,8 @@ func Negotiate(accept []string, destination string) Media {
 	return Media(slices.Index(quality[:], best))
 }
 
-// pageDestinations are the values of Sec-Fetch-Dest (W3C Fetch Metadata) of what can
-// be shown as a page. The others are of parts of a page.
+// pageDestinations are the values of Sec-Fetch-Dest (W3C Fetch Metadata) for requests whose
+// response can be shown as a page. The other values are for parts of a page.
 var pageDestinations = []string{"", "document", "iframe", "frame", "fencedframe", "embed", "object", "empty"}
 
 func mediaOf(name string) (Media, bool) {
@@ -76,11 +76,11 @@ func AcceptsGzip(acceptEncoding []string) bool {
 	return false
 }
 
-// maxRanges bounds the work that a request can ask for.
+// maxRanges limits the work that a request can cause.
 const maxRanges = 32
 
-// ranges yields the first elements of a header that is a list, all its lines joined,
-// and the parameters of each.
+// ranges yields the first maxRanges elements of a list header with all its lines joined, each
+// with its parameters.
 func ranges(lines []string) iter.Seq2[string, string] {
 	return func(yield func(name, parameters string) bool) {
 		left := maxRanges
@@ -99,8 +99,8 @@ func ranges(lines []string) iter.Seq2[string, string] {
 	}
 }
 
-// weight returns the q parameter (RFC 9110, section 12.4.2): 1 if there is none, and 0
-// if its value is not a weight.
+// weight returns the q parameter (RFC 9110, section 12.4.2): 1 if there is none, 0 if it is
+// invalid.
 func weight(parameters string) float64 {
 	for parameter := range strings.SplitSeq(parameters, ";") {
 		name, value, _ := strings.Cut(parameter, "=")

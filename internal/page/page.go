@@ -1,13 +1,12 @@
-// Package page is what visitors read while a site is in maintenance: which
-// representation a client prefers, what is in it, and, for a custom page, where it comes
-// from, when it is fetched, and its last good copy.
+// Package page provides what visitors read while a site is in maintenance. It picks the
+// representation that a client prefers and renders it. It fetches custom pages and keeps the
+// last good copy of each.
 //
-// A custom page is fetched by a loop around [Page.Next]. Visitors never wait for that,
-// nor cause it: a [View] shows them the last good copy, or the default page as long as
-// there is none.
+// A loop around [Page.Next] fetches a custom page. Visitors never cause a fetch and never wait
+// for one: a [View] shows them the last good copy, or the default page if there is none.
 //
-// The package does not know of sites, requests, storage or logs. It returns what it has
-// found, and its caller stores, logs and answers it.
+// The package does not know sites, requests, storage or logs. It returns results, and its
+// caller stores, logs and serves them.
 package page
 
 import (
@@ -22,28 +21,29 @@ const (
 	minRetry        = 5 * time.Second
 )
 
-// Page is a custom page: where it comes from, and its last good copy.
+// Page is a custom page: its source and its last good copy.
 type Page struct {
 	source     Source
 	copy       atomic.Pointer[Copy]
 	loaded     chan struct{} // closed when there is a copy, or it is known that none is stored
 	refreshNow chan struct{}
 
-	// Of the loop around Next alone.
+	// Used only by the loop around Next.
 	pause    time.Duration
 	failures int
 
 	mu        sync.Mutex
-	fetchedAt time.Time // when the copy was last known to be the page
+	fetchedAt time.Time // when the copy was last known to be current
 	refreshed bool      // an attempt to refresh has ended
 	failure   error     // of the last attempt
 	isLoaded  bool
-	begun     int           // attempts
-	ended     int           // of these
-	hasEnded  chan struct{} // closed when one more has
+	begun     int           // number of attempts begun
+	ended     int           // number of attempts ended
+	hasEnded  chan struct{} // closed when the next attempt ends
 }
 
-// New returns a page without a copy. Visitors wait until Restore has been called.
+// New returns a page without a copy. Visitors wait until there is one, or until Restore has
+// been called.
 func New(source Source) *Page {
 	return &Page{
 		source:     source,
@@ -53,14 +53,14 @@ func New(source Source) *Page {
 	}
 }
 
-// Source returns where the page comes from.
+// Source returns the source of the page.
 func (p *Page) Source() Source { return p.source }
 
 // Copy returns the last good copy, nil if there is none.
 func (p *Page) Copy() *Copy { return p.copy.Load() }
 
-// Restore shows a copy that is not fresh, unless there is one already. Without one (c is
-// nil) visitors get the default page, and do not wait any longer.
+// Restore shows a stored copy, unless there is a copy already. If c is nil and there is none,
+// visitors stop waiting and get the default page.
 func (p *Page) Restore(c *Copy) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -71,18 +71,18 @@ func (p *Page) Restore(c *Copy) {
 	p.markLoaded()
 }
 
-// Result is how an attempt to refresh a page ended.
+// Result is the result of an attempt to refresh a page.
 type Result struct {
-	Err          error // nil if the copy is the page as it is now
-	FailedBefore bool  // the attempt before this one failed
+	Err          error // nil if the copy is current
+	FailedBefore bool  // the previous attempt failed
 }
 
-// Next waits until the page is due, refreshes it, and returns how that ended. It
-// returns false if ctx ends before.
+// Next waits until the page is due, refreshes it, and returns the result. It returns false if
+// ctx ends first.
 //
-// A page is due at once for the first time, every 10 minutes and whenever RefreshNow
-// asks for it; after a failure in 5 seconds, and then after twice as long each time, up
-// to 10 minutes. Calls must not overlap.
+// A page is due at once the first time, then every 10 minutes and whenever RefreshNow is
+// called. After a failure it is due in 5 seconds, then after twice as long each time, up to
+// 10 minutes. Calls must not overlap.
 func (p *Page) Next(ctx context.Context, f *Fetcher) (Result, bool) {
 	if !p.awaitDue(ctx) {
 		return Result{}, false
@@ -90,7 +90,7 @@ func (p *Page) Next(ctx context.Context, f *Fetcher) (Result, bool) {
 	p.begin()
 	c, err := f.fetch(ctx, p.source, p.copy.Load())
 	if ctx.Err() != nil {
-		return Result{}, false // and the error says nothing about the page
+		return Result{}, false // the error says nothing about the page
 	}
 	p.pause = refreshInterval
 	if err != nil {
@@ -102,7 +102,7 @@ func (p *Page) Next(ctx context.Context, f *Fetcher) (Result, bool) {
 	return p.apply(c, err), true
 }
 
-// RefreshNow makes the page due.
+// RefreshNow makes the page due at once.
 func (p *Page) RefreshNow() {
 	select {
 	case p.refreshNow <- struct{}{}:
@@ -110,8 +110,8 @@ func (p *Page) RefreshNow() {
 	}
 }
 
-// Refresh makes the page due, and returns when an attempt that has begun since has ended. It
-// returns false if ctx ends before.
+// Refresh makes the page due at once, and waits until an attempt that began after the call has
+// ended. It returns false if ctx ends first.
 func (p *Page) Refresh(ctx context.Context) bool {
 	p.mu.Lock()
 	attempt := p.begun + 1
@@ -150,13 +150,12 @@ func (p *Page) awaitDue(ctx context.Context) bool {
 	return ctx.Err() == nil
 }
 
-// retryPause returns how long to wait after n failures and another one.
+// retryPause returns how long to wait after a failure that follows n others.
 func retryPause(n int) time.Duration {
 	return min(minRetry<<min(n, 10), refreshInterval)
 }
 
-// apply applies what an attempt to refresh the page returned: a copy, nil if it has not
-// changed, or an error.
+// apply applies what fetch returned: a copy, nil if the page has not changed, or an error.
 func (p *Page) apply(c *Copy, err error) Result {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -176,7 +175,7 @@ func (p *Page) apply(c *Copy, err error) Result {
 	return result
 }
 
-// show shows a copy that is ready to be shown.
+// show prepares a copy and shows it.
 func (p *Page) show(c *Copy) {
 	c.prepare()
 	p.copy.Store(c)
@@ -189,7 +188,7 @@ func (p *Page) markLoaded() {
 	}
 }
 
-// Status is a custom page as the admin API answers it.
+// Status is the status of a custom page in the admin API.
 type Status struct {
 	Source       string    `json:"source"`
 	State        string    `json:"state"` // ok, stale, fetching or failed

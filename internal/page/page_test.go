@@ -13,7 +13,7 @@ import (
 )
 
 // After failures a page is fetched again in 5 seconds, then in 10, up to 10 minutes.
-// Whoever asks for it has it fetched at once, and the pauses begin anew.
+// RefreshNow fetches it at once, and the pauses start over.
 func TestPageIsRefreshedRegularlyAndWhenItIsWanted(t *testing.T) {
 	const m = 60
 	for name, test := range map[string]struct {
@@ -61,7 +61,7 @@ func TestPageIsRefreshedRegularlyAndWhenItIsWanted(t *testing.T) {
 	}
 }
 
-// What is asked for while a page is being fetched comes after that, and once.
+// Calls of RefreshNow during a fetch cause one more fetch after it.
 func TestRefreshThatIsWantedDuringAnotherComesAfterIt(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		host := newHost(t, func(w http.ResponseWriter, r *http.Request) {

@@ -13,24 +13,24 @@ import (
 	"unicode/utf8"
 )
 
-// Content is what a switch says to visitors.
+// Content is what a page says about a maintenance.
 type Content struct {
 	Message string
-	Until   time.Time // when the maintenance ends, or zero
+	Until   time.Time // when the maintenance ends; zero if that is not known
 }
 
-// Document is a page as HTML.
+// Document is a rendered HTML page.
 type Document struct {
 	ContentType string
 	HTML        []byte
-	Gzip        []byte // HTML compressed, or empty where that does not pay
+	Gzip        []byte // compressed HTML; empty if that is not smaller
 }
 
 func newDocument(html []byte, charset string) *Document {
 	return &Document{ContentType: "text/html; charset=" + charset, HTML: html, Gzip: compress(html)}
 }
 
-// compress returns nothing where compression does not pay.
+// compress returns nil if the result is not smaller.
 func compress(b []byte) []byte {
 	var compressed bytes.Buffer
 	writer := gzip.NewWriter(&compressed)
@@ -63,7 +63,7 @@ var defaultTemplate = template.Must(template.New("page").Parse(`<!DOCTYPE html>
 </html>
 `))
 
-// What there is to read of a maintenance that says nothing.
+// The default page for a maintenance without message and until.
 var (
 	stockDocument = renderDefault(Content{Message: stockSentence})
 	stockText     = []byte(stockSentence + "\n")
@@ -106,8 +106,8 @@ func PlainText(c Content) []byte {
 	return []byte(text + "\n")
 }
 
-// Problem returns the answer to clients that are programs (RFC 9457). The fields after
-// detail are extension members (section 3.2).
+// Problem returns the default page as a JSON problem (RFC 9457). The fields after detail are
+// extension members (section 3.2).
 func Problem(c Content, retryAfter int64) []byte {
 	body, err := json.Marshal(struct {
 		Title       string    `json:"title"`
@@ -123,7 +123,7 @@ func Problem(c Content, retryAfter int64) []byte {
 	return append(body, '\n')
 }
 
-// formatUntil returns the end of a maintenance as visitors read it, if it has one.
+// formatUntil formats the end of a maintenance for visitors. It returns "" for zero.
 func formatUntil(t time.Time) string {
 	if t.IsZero() {
 		return ""
@@ -131,8 +131,7 @@ func formatUntil(t time.Time) string {
 	return t.Format("2006-01-02 15:04 MST")
 }
 
-// Seconds returns d in whole seconds, rounded up and at least 1, as Retry-After and
-// Refresh have it.
+// Seconds returns d in whole seconds for Retry-After and Refresh, rounded up and at least 1.
 func Seconds(d time.Duration) int64 {
 	seconds := int64(d / time.Second)
 	if d%time.Second > 0 {
@@ -143,8 +142,8 @@ func Seconds(d time.Duration) int64 {
 
 const maxSpread = 60 // seconds
 
-// SecondsUntil counts down to the end of a maintenance. It adds up to a tenth at
-// random, but at most a minute, so that clients do not all come back at once.
+// SecondsUntil returns the seconds until the end of a maintenance. It adds a random tenth or
+// less, at most a minute, so that clients do not all come back at once.
 func SecondsUntil(end, now time.Time) int64 {
 	seconds := Seconds(end.Sub(now))
 	return seconds + rand.Int64N(min(seconds/10, maxSpread)+1) //nolint:gosec // no secret
@@ -156,7 +155,7 @@ const (
 	untilPlaceholder   = "{maintenance.until}"
 )
 
-// render replaces the placeholders by what they stand for.
+// render renders the page with its placeholders replaced.
 func (c *Copy) render(content Content) *Document {
 	html := strings.NewReplacer(
 		messagePlaceholder, c.escape(content.Message),
@@ -165,8 +164,8 @@ func (c *Copy) render(content Content) *Document {
 	return newDocument([]byte(html), c.Charset)
 }
 
-// escape makes text safe in the page's text and in its attributes. For a charset other
-// than UTF-8 it returns ASCII, which every charset can be relied on to have.
+// escape escapes text for use in the page's text and attributes. For a charset other than
+// UTF-8 it returns ASCII, which other charsets contain.
 func (c *Copy) escape(text string) string {
 	text = template.HTMLEscapeString(text)
 	if c.isUTF8() {

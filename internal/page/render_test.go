@@ -132,7 +132,7 @@ func noError(t *testing.T, err error) {
 	}
 }
 
-// wantEqual fails the test unless something is as wanted.
+// wantEqual fails the test unless got and want are equal.
 func wantEqual[T comparable](t *testing.T, what string, got, want T) {
 	t.Helper()
 	if got != want {
@@ -142,7 +142,7 @@ func wantEqual[T comparable](t *testing.T, what string, got, want T) {
 
 func testCopy(html string) *Copy { return &Copy{HTML: []byte(html), Charset: "utf-8"} }
 
-// newTestView returns a view of a page that has been fetched, or has not if c is nil.
+// newTestView returns a view of a page with a copy, or without one if c is nil.
 func newTestView(c *Copy) *View {
 	p := New(Source{})
 	p.Restore(c)

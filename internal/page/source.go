@@ -14,21 +14,20 @@ import (
 // Source is the URL or the absolute path of a custom page.
 type Source struct {
 	location string
-	shown    string // the location without userinfo and query, which may be secret
+	shown    string // without userinfo and query, which may be secret
 	remote   bool
 }
 
-// String returns the source as it may be shown, without secrets.
+// String returns the source without secrets.
 func (s Source) String() string { return s.shown }
 
-// Location returns the whole URL, secrets included, or the path. It identifies the
-// source.
+// Location returns the URL with its secrets, or the path. It identifies the source.
 func (s Source) Location() string { return s.location }
 
 // Remote reports whether the source is a URL.
 func (s Source) Remote() bool { return s.remote }
 
-// ParseSource tells URLs from files. It does not look at the file.
+// ParseSource parses the URL or the path of a custom page. It does not access either.
 func ParseSource(text string) (Source, error) {
 	if strings.HasPrefix(text, "//") {
 		text = "https:" + text
@@ -39,7 +38,7 @@ func ParseSource(text string) (Source, error) {
 	}
 	u, err := url.Parse(text)
 	if err != nil {
-		// Neither the URL nor the error is shown: a password may be what is wrong.
+		// Neither the URL nor the error is shown: they may contain a password.
 		return Source{}, errors.New("invalid URL: cannot be parsed; " +
 			"in a password or query, percent-encode everything except letters, digits and - . _ ~")
 	}
@@ -53,8 +52,8 @@ func ParseSource(text string) (Source, error) {
 	return source, nil
 }
 
-// Check returns the source of a custom page. It refuses a page that cannot be shown, as
-// far as that can be told without fetching it. What a file holds is returned as well.
+// Check parses the source of a custom page. It reads and returns a file, and returns an error
+// if that is no valid page. It does not fetch a URL.
 func Check(text string) (Source, *Copy, error) {
 	source, err := ParseSource(text)
 	if err != nil || source.remote {
@@ -67,17 +66,17 @@ func Check(text string) (Source, *Copy, error) {
 	return source, c, err
 }
 
-// scheme matches one that lacks a slash or two.
+// scheme matches a scheme that lacks one or both slashes.
 var scheme = regexp.MustCompile(`(?i)^https?:/?`)
 
-// looksLikeURL reports whether it may be the scheme that is missing.
+// looksLikeURL reports whether text may be a URL without its scheme.
 func looksLikeURL(text string) bool {
 	host, _, hasPath := strings.Cut(text, "/")
 	return strings.ContainsAny(host, ".:") && !strings.HasPrefix(host, ".") && !strings.Contains(text, "{") &&
 		(hasPath || !strings.HasPrefix(filepath.Ext(host), ".htm"))
 }
 
-// Insecure reports whether the page can be changed on its way here.
+// Insecure reports whether the page is fetched over plain http from another machine.
 func (s Source) Insecure() bool {
 	u, err := url.Parse(s.location)
 	if !s.remote || err != nil || u.Scheme == "https" {
@@ -94,7 +93,7 @@ func withoutSecrets(u *url.URL) string {
 	return public.String()
 }
 
-// urlSecrets matches userinfo and query of a URL in a text.
+// urlSecrets matches userinfo and query of URLs in a text.
 var urlSecrets = regexp.MustCompile(`(/)[^/?#"]*@|[?#][^\s"]*`)
 
 func redact(s string) string { return urlSecrets.ReplaceAllString(s, "$1") }

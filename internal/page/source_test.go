@@ -9,7 +9,7 @@ import (
 )
 
 const (
-	// What was given, and what is wrong with it, may be a password.
+	// It does not show the URL, which may contain a password.
 	unparsable = "invalid URL: cannot be parsed; in a password or query, percent-encode everything except letters, digits and - . _ ~"
 	missing    = " cannot be read: no such file or directory"
 )

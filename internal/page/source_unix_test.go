@@ -17,7 +17,7 @@ import (
 func TestFIFOIsRefusedAtOnce(t *testing.T) {
 	dir := changeDir(t)
 	noError(t, syscall.Mkfifo("fifo.html", 0o600))
-	// Whoever opens it after all reads nothing, and does not wait for ever.
+	// If it is opened after all, the test fails instead of hanging.
 	writer, err := os.OpenFile("fifo.html", os.O_RDWR, 0)
 	noError(t, err)
 	time.AfterFunc(time.Second, func() { writer.Close() })

@@ -6,14 +6,14 @@ import (
 	"sync/atomic"
 )
 
-// View is a page as one site shows it. It renders the page once for each content and
-// not for each visitor.
+// View shows a page for one site. It renders the page once for each content, not for each
+// visitor.
 type View struct {
 	page   *Page
 	cached atomic.Pointer[cachedView]
 }
 
-// cachedView is what a view shows of a content, rendered once.
+// cachedView is a page with its content, rendered once.
 type cachedView struct {
 	content Content
 	copy    *Copy // nil for the default page
@@ -25,12 +25,11 @@ type cachedView struct {
 // NewView returns a view of a custom page, or of the default page if p is nil.
 func NewView(p *Page) *View { return &View{page: p} }
 
-// HTML returns the custom page, or the default page as long as there is no copy of it.
-// It waits for the copy in storage while that is being read, but not longer than ctx.
+// HTML returns the custom page, or the default page if there is no copy of it. While the
+// stored copy is being read, HTML waits for it, but no longer than ctx.
 //
-// If nobody has rendered this content yet, the first visitor does, and the others wait
-// for that. ended is closed when the content is over: what is rendered after that is
-// not kept.
+// If the content has not been rendered yet, the first caller renders it and the others wait.
+// ended is closed when the content is no longer shown: what is rendered later is not kept.
 func (v *View) HTML(ctx context.Context, content Content, ended <-chan struct{}) *Document {
 	var c *Copy
 	if v.page != nil {
@@ -53,8 +52,9 @@ func (v *View) HTML(ctx context.Context, content Content, ended <-chan struct{})
 	return document
 }
 
-// Render renders the page if it has changed, or the content has, so that no visitor
-// has to. Visitors get what there was of this content until it is done.
+// Render renders the page if the page or the content has changed, so that no visitor has to
+// wait for it. Until it is done, visitors get the older copy with this content, if there is
+// one.
 func (v *View) Render(content Content, ended <-chan struct{}) {
 	for {
 		var c *Copy
@@ -79,11 +79,11 @@ func (v *View) Render(content Content, ended <-chan struct{}) {
 	}
 }
 
-// Forget drops what has been rendered.
+// Forget drops the rendered page.
 func (v *View) Forget() { v.cached.Store(nil) }
 
-// awaitCopy returns the last good copy, nil if there is none. It waits for the one in
-// storage.
+// awaitCopy returns the last good copy, nil if there is none. It waits until the stored one
+// has been read.
 func (p *Page) awaitCopy(ctx context.Context) *Copy {
 	if c := p.copy.Load(); c != nil {
 		return c
@@ -95,7 +95,7 @@ func (p *Page) awaitCopy(ctx context.Context) *Copy {
 	return p.copy.Load()
 }
 
-// dropIfEnded keeps nothing that was rendered too late for Forget.
+// dropIfEnded drops what was rendered too late for Forget.
 func (v *View) dropIfEnded(fresh *cachedView, ended <-chan struct{}) {
 	select {
 	case <-ended:
@@ -104,7 +104,7 @@ func (v *View) dropIfEnded(fresh *cachedView, ended <-chan struct{}) {
 	}
 }
 
-// render returns the page, which it renders for whoever comes first.
+// render returns the page. The first call renders it.
 func (cached *cachedView) render() *Document {
 	cached.once.Do(func() {
 		if cached.copy == nil {
@@ -116,8 +116,8 @@ func (cached *cachedView) render() *Document {
 	return cached.document
 }
 
-// shows reports whether the view shows the content, if with an older copy. A refresh
-// renders the newer one.
+// shows reports whether the view shows the content, possibly with an older copy: Render
+// replaces that.
 func (cached *cachedView) shows(content Content, c *Copy) bool {
 	return cached != nil && cached.content == content && (c == nil || cached.copy != nil)
 }

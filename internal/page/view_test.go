@@ -43,7 +43,7 @@ func TestVisitorsShareOneRendering(t *testing.T) {
 	}
 }
 
-// What Render has rendered is what visitors get, also when the copy has changed.
+// Visitors get what Render has rendered, even if the copy has changed since.
 func TestPageIsRenderedBeforeVisitorsCome(t *testing.T) {
 	v := newTestView(messagePage)
 	for _, html := range []string{"<p>{maintenance.message}", "<b>{maintenance.message}"} {
@@ -62,7 +62,7 @@ func TestPageIsRenderedBeforeVisitorsCome(t *testing.T) {
 	wantHTML(t, v, hello, "<b>Hello.")
 	wantHTML(t, v, Content{}, "<b>")
 
-	// A page without placeholders is rendered once and for all.
+	// A page without placeholders is rendered only once.
 	v.page.apply(testCopy("<p>Mine."), nil)
 	wantEqual(t, "it is to be rendered", v.page.Copy().document == nil, false)
 	v.Render(hello, nil)
@@ -70,8 +70,8 @@ func TestPageIsRenderedBeforeVisitorsCome(t *testing.T) {
 	wantEqual(t, "what is kept that nobody is shown", v.cached.Load(), nil)
 }
 
-// What is rendered for a maintenance is not kept after it, also not for a visitor or a
-// refresh that comes late.
+// A page rendered for a maintenance is not kept after its end, even if a late visitor or refresh
+// renders it.
 func TestRenderingEndsWithTheMaintenance(t *testing.T) {
 	over := make(chan struct{})
 	v := newTestView(messagePage)
@@ -109,7 +109,7 @@ func TestVisitorsWaitForTheCopyInStorage(t *testing.T) {
 	})
 }
 
-// The default page that was shown for want of a copy does not stay.
+// The default page is replaced as soon as there is a copy.
 func TestCopyThatComesLateIsShown(t *testing.T) {
 	v := newTestView(nil)
 	wantHTML(t, v, hello, string(Default(hello).HTML))
