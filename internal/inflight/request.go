@@ -11,38 +11,38 @@ import (
 )
 
 const (
-	// grace is how long a terminated request has to heed its context before its
-	// connection is broken.
+	// grace is how long a terminated request has to end after its context is canceled,
+	// before its connection is broken.
 	grace = time.Second
 
-	// From then on it is broken again and again for as long as that: writers set
-	// deadlines of their own.
+	// interval is how often a connection is then broken again, for another grace, since
+	// writers may reset deadlines.
 	interval = 50 * time.Millisecond
 )
 
-// Request is a request in flight. What it takes to terminate it, its writer and
-// its context, is part of it, so that all of it is one allocation.
+// Request is a request in flight. It contains the writer and the context by which it is
+// terminated, so that all of it is one allocation.
 type Request struct {
-	// Gate is whatever let the request in. The package does not look at it.
+	// Gate is whatever admitted the request. The package does not use it.
 	Gate any
 
-	// Key tells which requests of a set belong together.
+	// Key groups the requests of a set.
 	Key string
 
-	// HTTP is the request as it came to the gate, and as the server logs it.
+	// HTTP is the request as the gate received it, and as the server logs it.
 	HTTP *http.Request
 
-	outer   context.Context // that the request came with
+	outer   context.Context // of HTTP
 	context requestContext
 	cancel  context.CancelFunc
 	writer  responseWriter
 
-	set        *Set     // guarded by mu until the request is done; so is shard
+	set        *Set     // guarded by mu until the request is done, like shard
 	prev, next *Request // in its shard
 	shard      uint8
 
 	mu              sync.Mutex
-	handlerReturned bool // nothing may be done to the connection
+	handlerReturned bool // the connection must not be broken
 	done            bool
 }
 
@@ -54,15 +54,15 @@ func newRequest(w http.ResponseWriter, r *http.Request, gate any) *Request {
 	return q
 }
 
-// requestContext is a context that can be canceled, and by which its request is
-// found. It embeds what context.WithCancel returns: package context knows that as
-// its own, and starts no goroutine for contexts that are derived from it.
+// requestContext is a context that can be canceled and that leads to its request. It embeds
+// what context.WithCancel returns, so that package context recognizes it and starts no
+// goroutine for derived contexts.
 type requestContext struct {
 	context.Context
 	request *Request
 }
 
-// contextKey is the key of the innermost request in a context.
+// contextKey is the key of the innermost Request in a context.
 type contextKey struct{}
 
 func (c *requestContext) Value(key any) any {
@@ -77,8 +77,8 @@ func fromContext(ctx context.Context) *Request {
 	return q
 }
 
-// Requests returns what gates have made of the request with that context, as far
-// as it is not done, from the innermost gate on.
+// Requests yields the Request of each gate that the HTTP request with that context has passed,
+// innermost first, unless it is done.
 func Requests(ctx context.Context) iter.Seq[*Request] {
 	return func(yield func(*Request) bool) {
 		for q := fromContext(ctx); q != nil; q = fromContext(q.outer) {
@@ -89,16 +89,16 @@ func Requests(ctx context.Context) iter.Seq[*Request] {
 	}
 }
 
-// Context is what the request is to be served with. It is canceled when the
-// request is terminated.
+// Context returns the context to serve the request with. It is canceled when the request is
+// terminated.
 func (q *Request) Context() context.Context { return &q.context }
 
-// Outer is the context that the request came with to its gate. Terminating the
-// request does not cancel it.
+// Outer returns the context with which the gate received the request. Terminating the request
+// does not cancel it.
 func (q *Request) Outer() context.Context { return q.outer }
 
-// Server is the context that ends when the server is done with the request,
-// whichever gates terminate it.
+// Server returns the context that ends when the server is done with the request, regardless of
+// which gates terminate it.
 func (q *Request) Server() context.Context {
 	ctx := q.outer
 	for outer := fromContext(ctx); outer != nil; outer = fromContext(ctx) {
@@ -107,11 +107,10 @@ func (q *Request) Server() context.Context {
 	return ctx
 }
 
-// Serve has the handler answer the request, and returns what that returns. If it is
-// terminated meanwhile, Serve reports that it is unanswered where nothing has been
-// sent yet, whatever the handler has made of that; a handler may abort, as a proxy
-// does, when it can send nothing any more. Where something has been sent, Serve
-// aborts the response: it must not look complete.
+// Serve calls the handler and returns its error. If the request is terminated before anything
+// has been sent, Serve returns that it is unanswered, whatever the handler returned, even if it
+// aborted with http.ErrAbortHandler as a proxy does. If something has been sent, Serve aborts
+// the response, which must not look complete.
 func (q *Request) Serve(r *http.Request, handler func(http.ResponseWriter, *http.Request) error) (unanswered bool, err error) {
 	body := r.Body
 	err = q.serve(r, handler)
@@ -141,14 +140,13 @@ func (q *Request) serve(r *http.Request, handler func(http.ResponseWriter, *http
 // Aborted reports whether the request was terminated in the middle of a response.
 func (q *Request) Aborted() bool { return q.writer.progress.Load() == terminatedAfter }
 
-// TakeOver returns the writer by which to answer a request that Serve has returned
-// unanswered. Gates further outside let that answer pass, though they may terminate
-// the request, too.
+// TakeOver returns the writer for the answer to a request that Serve has returned unanswered.
+// Gates further outside let that answer pass, even if they terminate the request, too.
 func (q *Request) TakeOver() http.ResponseWriter {
 	w := q.writer.ResponseWriter
 	markAnswered(w)
 	if q.HTTP.ProtoMajor == 1 {
-		w.Header().Set("Connection", "close") // its next request could not be read
+		w.Header().Set("Connection", "close") // the next request on it could not be read
 		if q.HTTP.ContentLength != 0 {
 			closeGracefully(w)
 		}
@@ -156,15 +154,14 @@ func (q *Request) TakeOver() http.ResponseWriter {
 	return w
 }
 
-// HandlerReturned keeps the connection from being broken until the request is
-// resumed.
+// HandlerReturned keeps the connection from being broken, until Resume.
 func (q *Request) HandlerReturned() {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	q.handlerReturned = true
 }
 
-// Resume lets a request that has failed go on with the writer of its error routes.
+// Resume continues a failed request with the writer of its error routes.
 func (q *Request) Resume(w http.ResponseWriter) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -172,14 +169,14 @@ func (q *Request) Resume(w http.ResponseWriter) {
 	q.handlerReturned = false
 }
 
-// Done takes the request out of its set: it is in flight no longer, and cannot be
-// terminated. Done reports whether it was the last one. It may be called again, and
-// reports false then.
+// Done removes the request from its set: it is no longer in flight and cannot be terminated.
+// Done reports whether it was the last one in the set. Further calls do nothing and return
+// false.
 func (q *Request) Done() (last bool) {
 	return q.setDone() && q.set.take(q)
 }
 
-// setDone reports whether it is the first to do so.
+// setDone marks the request as done, and reports whether it was not done before.
 func (q *Request) setDone() bool {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -188,7 +185,7 @@ func (q *Request) setDone() bool {
 	return first
 }
 
-// move puts the request into another set. It is never in none.
+// move moves the request to another set. Meanwhile it is in at least one of the two.
 func (q *Request) move(to *Set) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -213,9 +210,9 @@ func (q *Request) isDone() bool {
 	return q.done
 }
 
-// Terminate ends requests that are not done, and returns how many it is the first
-// to terminate. It does not wait for them. Proxied requests heed their context and
-// end within milliseconds; of those that do not, the connections are broken later.
+// Terminate terminates requests that are not done, and returns how many of them were not
+// terminated before. It does not wait for them. Proxied requests obey their context and end
+// within milliseconds. The connections of requests that do not are broken after a second.
 func Terminate(requests []*Request) (terminated int) {
 	for _, q := range requests {
 		if q.terminate() {
@@ -229,13 +226,13 @@ func Terminate(requests []*Request) (terminated int) {
 	return terminated
 }
 
-// terminate has the context canceled without a cause of our own: a proxy would take
-// that for a failure of its upstream.
+// terminate cancels the context without a cause: a proxy would take one for a failure of its
+// upstream.
 func (q *Request) terminate() (first bool) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	if q.done {
-		return false // what is outside of the gate is none of its business
+		return false
 	}
 	first = q.writer.terminate()
 	q.cancel()
@@ -249,8 +246,8 @@ func breakConnections(requests []*Request, end time.Time) {
 	}
 }
 
-// breakConnection ends a request that waits for its client: to send the rest of an
-// upload, or to receive more of a download. It reports whether it is not done.
+// breakConnection ends a request that waits for its client to send more of an upload or to
+// receive more of a download. It reports whether the request is not done.
 func (q *Request) breakConnection() bool {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -258,18 +255,18 @@ func (q *Request) breakConnection() bool {
 		return !q.done
 	}
 	expireRead(q.writer.ResponseWriter)
-	if q.writer.progress.Load() != terminatedBefore { // else the answer is still to be sent
+	if q.writer.progress.Load() != terminatedBefore { // otherwise TakeOver still needs to write
 		expireWrite(q.writer.ResponseWriter)
 	}
 	return true
 }
 
-// stopReading keeps the server from waiting for the rest of an upload, which it
-// would do to use the connection again.
+// stopReading keeps the server from waiting for the rest of an upload so that it can reuse the
+// connection.
 //
-// On HTTP/1 a proxy's goroutine may be about to read some more, with a deadline of its own. The
-// server would wait for that when the handler has returned. The connection ends with this
-// request, and so it can be broken until then.
+// On HTTP/1 a proxy's goroutine may be about to read more with a new deadline, and the server
+// would wait for that after the handler has returned. The connection ends with this request,
+// so it is safe to break it repeatedly.
 func (q *Request) stopReading(body io.Closer) {
 	w := q.writer.ResponseWriter
 	expireRead(w)

@@ -31,7 +31,7 @@ func TestContextOfARequest(t *testing.T) {
 		expect := func(want error) {
 			t.Helper()
 			for _, ctx := range []context.Context{q.Context(), derived} {
-				// A cause of its own, reverse_proxy would take for a failure of the upstream.
+				// reverse_proxy would take another cause for a failure of the upstream.
 				if !errors.Is(ctx.Err(), want) || context.Cause(ctx) != want || ctx.Value(key{}) != "value" {
 					t.Errorf("terminated: %t, a context says %v %v %v", terminated, ctx.Err(), context.Cause(ctx), ctx.Value(key{}))
 				}
@@ -51,8 +51,8 @@ func TestContextOfARequest(t *testing.T) {
 	}
 }
 
-// A proxied request has contexts that are derived from those of its gates, and that takes
-// no goroutine to watch them.
+// The contexts of a proxied request derive from those of its gates, without a goroutine to
+// watch them.
 func TestDerivedContextsStartNoGoroutine(t *testing.T) {
 	before := runtime.NumGoroutine()
 	for range 100 {
@@ -117,20 +117,20 @@ func TestServeReturnsWhatHasBecomeOfTheRequest(t *testing.T) {
 		if got != test.want || q.Aborted() != test.aborted {
 			t.Errorf("%s: got %s, aborted: %t, want %s, %t", name, got, q.Aborted(), test.want, test.aborted)
 		}
-		// Nobody waits for the rest of an upload then.
+		// The server does not wait for the rest of an upload then.
 		if unread := server.takeBroken() == "read"; unread != closed || unread != test.terminate && !strings.HasPrefix(got, "panic") {
 			t.Errorf("%s: the body is closed: %t, reading it ends: %t", name, closed, unread)
 		}
 	}
 }
 
-// closer is a body that tells when it is closed.
+// closer is a body that notes when it is closed.
 type closer func()
 
 func (closer) Read([]byte) (int, error) { return 0, io.EOF }
 func (c closer) Close() error           { c(); return nil }
 
-// serve says what Serve returns.
+// serve describes what Serve returns.
 func serve(q *Request, handler func(http.ResponseWriter, *http.Request) error) (said string) {
 	defer func() {
 		if reason := recover(); reason != nil {
@@ -140,13 +140,13 @@ func serve(q *Request, handler func(http.ResponseWriter, *http.Request) error) (
 	return fmt.Sprint(q.Serve(q.HTTP, handler))
 }
 
-// sendAll sends in every way, and returns the errors that the handler is told.
+// sendAll sends in every possible way, and returns the errors that the handler gets.
 func sendAll(w http.ResponseWriter) (errs []error) {
 	controller := http.NewResponseController(w)
 	w.Header().Add("From", "app")
 	w.WriteHeader(http.StatusEarlyHints)
 	w.WriteHeader(http.StatusSwitchingProtocols)
-	w.WriteHeader(http.StatusEarlyHints) // it is too late for
+	w.WriteHeader(http.StatusEarlyHints) // too late
 	_, writeErr := w.Write([]byte("body"))
 	_, copyErr := io.Copy(w, io.LimitReader(strings.NewReader("file"), 3))
 	_, _, hijackErr := controller.Hijack()
@@ -193,8 +193,8 @@ func TestNothingIsSentAfterTermination(t *testing.T) {
 	}
 }
 
-// A request is terminated once, and not at all when it is done: whoever is outside of the
-// gate goes on with it.
+// A request is terminated only once, and not at all when it is done: handlers outside of the gate
+// may still use it.
 func TestTerminateEndsWhatIsNotDone(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var s Set
@@ -213,7 +213,7 @@ func TestTerminateEndsWhatIsNotDone(t *testing.T) {
 	})
 }
 
-// pass has time go by, and what is due in it done.
+// pass lets time pass, and waits for everything that is due.
 func pass(d time.Duration) {
 	time.Sleep(d)
 	synctest.Wait()
@@ -226,8 +226,8 @@ func sendBody(w http.ResponseWriter, _ *http.Request) error {
 
 // The connection
 
-// Whoever does not heed the context has a second for it, and cannot prolong that: a writer
-// of Caddy's moves deadlines on with each write.
+// A handler that ignores the context gets a second, and cannot prolong it: one of Caddy's writers
+// extends deadlines with each write.
 func TestConnectionIsBrokenWhereTheContextIsNotHeeded(t *testing.T) {
 	nothing := func(http.ResponseWriter, *http.Request) error { return nil }
 	for want, send := range map[string]func(http.ResponseWriter, *http.Request) error{
@@ -267,8 +267,8 @@ func TestConnectionIsBrokenWhereTheContextIsNotHeeded(t *testing.T) {
 	}
 }
 
-// When the handler has returned, the connection may be another request's, until error
-// routes go on with the request.
+// After the handler has returned, the connection may serve another request, unless error routes
+// continue with this one.
 func TestConnectionIsLeftToTheNextRequest(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var s Set
@@ -290,8 +290,8 @@ func TestConnectionIsLeftToTheNextRequest(t *testing.T) {
 	})
 }
 
-// A client that is still sending is not kept from reading the answer, and its connection is
-// closed: there may be more of the upload on its way. Others keep theirs.
+// A client that is still sending can read the answer, and its connection is closed, since more of
+// the upload may be on its way. Other clients keep their connections.
 func TestUploadUnderWayGetsTheAnswer(t *testing.T) {
 	var s Set
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -331,15 +331,15 @@ func TestUploadUnderWayGetsTheAnswer(t *testing.T) {
 	}
 }
 
-// endless is a body that goes on and on.
+// endless is a body without an end.
 type endless struct{}
 
 func (endless) Read(b []byte) (int, error) { return len(b), nil }
 
 // Nested gates
 
-// Whoever has not been sent anything gets one answer, and the whole of it, also where
-// another gate further outside terminates the request before or while that is sent.
+// A client that has not been sent anything gets one complete answer, even if another gate further
+// outside terminates the request before or while it is sent.
 func TestGatesInAChainAnswerOnce(t *testing.T) {
 	for name, want := range map[string]string{
 		"inner": "503", "inner, then outer while it answers": "503", "both": "503 by outer", "outer": "503 by outer",
@@ -380,8 +380,8 @@ func TestGatesInAChainAnswerOnce(t *testing.T) {
 	}
 }
 
-// serverConn stands for the server's own writer. What is done is added to sent, and
-// deadlines that have passed to broken.
+// serverConn stands for the server's own writer. It adds what is sent to sent, and deadlines that
+// have passed to broken.
 type serverConn struct {
 	header http.Header
 	sent   []string
@@ -441,7 +441,7 @@ func (s *serverConn) expire(what string) error {
 	return nil
 }
 
-// outerWriter moves write deadlines on, as one of Caddy's does, and has to know of read
+// outerWriter extends write deadlines, as one of Caddy's writers does, and must be told of read
 // deadlines.
 type outerWriter struct{ http.ResponseWriter }
 

@@ -1,18 +1,17 @@
-// Package inflight keeps the requests of a site that are in flight: it counts
-// them, tells when none is left, and terminates those that do not end.
+// Package inflight keeps track of a site's requests in flight. It counts them, signals when
+// none is left, and terminates those that do not end.
 //
-// Three things happen to a [Request], in any order. Its handler returns: the
-// connection may be another request's from then on. It is done: it is in flight
-// no longer, and left alone. It is terminated: its context is canceled, nothing
-// more is sent for it, and if its handler waits for the client all the same, the
-// connection is broken.
+// Three things can happen to a [Request], in any order. Its handler returns: from then on the
+// connection may serve another request. It is done: it is no longer in flight, and is left
+// alone. It is terminated: its context is canceled, nothing more is sent for it, and if its
+// handler still waits for the client, the connection is broken.
 //
-// The package promises that a [Set] counts a request from Add to Done, that its
-// Idle is not signaled while a request is in flight all the time, and that
-// what a terminated request has sent is either nothing or visibly incomplete.
+// The package promises that a [Set] counts a request from Add to Done, that Idle is not
+// signaled while there is always a request in flight, and that what a terminated request has
+// sent is either nothing or visibly incomplete.
 //
-// It knows net/http and no more. It must not know what a site is, why and when
-// requests are terminated, or what they are answered with.
+// It depends only on net/http. It does not know what a site is, why and when requests are
+// terminated, or how they are answered.
 package inflight
 
 import (
@@ -23,13 +22,12 @@ import (
 	"sync/atomic"
 )
 
-// Set is the requests of a site that are in flight. Its zero value is an empty
-// set. It must not be copied.
+// Set is a set of requests in flight. The zero value is an empty set. It must not be copied.
 type Set struct {
-	// In several parts, so that requests seldom wait for one another.
+	// There are several, so that requests rarely wait for each other's lock.
 	shards [16]shard
 
-	// Every request writes the count, which therefore keeps a distance from what
+	// The padding keeps the count, which every request writes, off the cache lines of what
 	// every request reads.
 	_     [64]byte
 	count atomic.Int64
@@ -46,9 +44,8 @@ type shard struct {
 	_     [48]byte
 }
 
-// Add puts a request into the set, which counts it until it is done. The request
-// is to be served by [Request.Serve], with [Request.Context]. Requests with the same key
-// stay together; see Take.
+// Add adds a request to the set, which counts it until it is done. The caller must serve it by
+// [Request.Serve], with [Request.Context]. Take moves requests by their key.
 func (s *Set) Add(w http.ResponseWriter, r *http.Request, gate any, key string) *Request {
 	q := newRequest(w, r, gate)
 	q.Key = key
@@ -63,17 +60,17 @@ func (s *Set) put(q *Request) {
 	s.count.Add(1)
 }
 
-// Hold keeps the set from being idle until Release is called: it counts one more.
+// Hold keeps the set from being idle until Release: it adds one to the count.
 func (s *Set) Hold() { s.count.Add(1) }
 
-// Release ends what Hold began.
+// Release undoes Hold.
 func (s *Set) Release() {
 	if s.count.Add(-1) == 0 {
 		s.signalIdle()
 	}
 }
 
-// take takes the request out of the set, and reports whether it was the last one.
+// take removes the request from the set, and reports whether it was the last one.
 func (s *Set) take(q *Request) (last bool) {
 	s.shards[q.shard].remove(q)
 	if s.count.Add(-1) > 0 {
@@ -93,8 +90,8 @@ func (s *Set) CountOf(key string) (n int64) {
 	return n
 }
 
-// Take moves the requests with that key from another set into this one. No request may be
-// moved by two at once.
+// Take moves the requests with that key from another set into this one. Two calls must not move
+// the same request at the same time.
 func (s *Set) Take(from *Set, key string) {
 	for _, q := range from.All() {
 		if q.Key == key {
@@ -112,8 +109,8 @@ func (sh *shard) add(q *Request) {
 	}
 }
 
-// remove leaves the request without a pointer to others: whoever holds on to it,
-// by its context, say, must not hold on to them.
+// remove also clears the request's pointers, so that a reference to it, by its context for
+// example, does not keep other requests in memory.
 func (sh *shard) remove(q *Request) {
 	sh.mu.Lock()
 	defer sh.mu.Unlock()
@@ -149,8 +146,8 @@ func (sh *shard) appendTo(all []*Request) []*Request {
 	return all
 }
 
-// Has reports whether the request with that context is in the set by that key, where
-// another gate further outside has put it.
+// Has reports whether a gate further outside has added the request with that context to the set,
+// with that key.
 func (s *Set) Has(ctx context.Context, key string) bool {
 	for q := range Requests(ctx) {
 		if q.Key == key && q.isIn(s) {
@@ -160,11 +157,11 @@ func (s *Set) Has(ctx context.Context, key string) bool {
 	return false
 }
 
-// Idle returns a channel that is closed once nothing is in flight, be it for a
-// moment: one that came after Idle was called.
+// Idle returns a channel that is closed at the first moment, from the call on, at which
+// nothing is in flight.
 func (s *Set) Idle() <-chan struct{} {
 	idle := s.waitIdle()
-	s.signalIdle() // if nothing is in flight, nobody else does
+	s.signalIdle() // if nothing is in flight, no request will do it
 	return idle
 }
 
@@ -180,9 +177,9 @@ func (s *Set) waitIdle() <-chan struct{} {
 	return *idle
 }
 
-// signalIdle wakes those who wait if nothing is in flight. A request that brought
-// the count to 0 may be late to say so. So the count is looked at again, while
-// nobody can begin to wait: who begins later must not be woken by what was before.
+// signalIdle closes the channel of Idle if nothing is in flight. A request may call it long
+// after it brought the count to 0. So signalIdle reads the count again under the lock: a
+// channel from a later call of Idle must not be closed for an earlier moment.
 func (s *Set) signalIdle() {
 	if s.idle.Load() == nil {
 		return

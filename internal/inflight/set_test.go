@@ -41,8 +41,7 @@ func TestRequestIsInItsSetUntilItIsDone(t *testing.T) {
 	}
 }
 
-// A request that is late to say that it was the last must not wake those who have begun
-// to wait since.
+// A request that signals late that it was the last must not wake those who began to wait since.
 func TestIdleIsSignaledForAMomentAfterItWasAskedFor(t *testing.T) {
 	var s Set
 	if !isClosed(s.Idle()) {
@@ -135,7 +134,7 @@ func TestRequestsOfAKeyMove(t *testing.T) {
 	}
 }
 
-// A set that is about to take requests is not idle before it has them.
+// A set that is taking over requests is not idle before it has them.
 //
 // G5
 func TestSetThatIsHeldIsNotIdle(t *testing.T) {
@@ -221,8 +220,8 @@ func TestRequestsMoveWhileTheyAreDoneAndTerminated(t *testing.T) {
 	}
 }
 
-// Whoever holds on to a request that is done, by its context, say, does not hold on to
-// others.
+// A reference to a request that is done, by its context for example, does not keep others in
+// memory.
 //
 // G10
 func TestDoneRequestHoldsOnToNoOther(t *testing.T) {

@@ -11,24 +11,24 @@ import (
 	"time"
 )
 
-// responseWriter knows whether anything has been sent, and sends no more once the
-// request has been terminated before that.
+// responseWriter records whether anything has been sent. If the request is terminated before
+// that, it sends nothing.
 type responseWriter struct {
 	http.ResponseWriter
 	progress  atomic.Int32
-	discarded http.Header // what the handler sets when it is too late
+	discarded http.Header // what the handler sets after terminatedBefore
 }
 
 const (
 	nothingSent int32 = iota
 	headerSent
-	terminatedBefore // anything was sent
-	terminatedAfter
-	answered // by a gate further inside, which has terminated the request: it is not terminated again
+	terminatedBefore // terminated when nothing had been sent
+	terminatedAfter  // terminated when something had been sent
+	answered         // a gate further inside has terminated and answered it; not terminated again
 )
 
-// terminate reports whether this was the first time. It must not be called by two at
-// once.
+// terminate marks the request as terminated, and reports whether it was not before. Calls must
+// not overlap.
 func (w *responseWriter) terminate() bool {
 	if w.progress.Load() == nothingSent {
 		w.discarded = make(http.Header)
@@ -36,7 +36,7 @@ func (w *responseWriter) terminate() bool {
 	return w.progress.CompareAndSwap(nothingSent, terminatedBefore) || w.progress.CompareAndSwap(headerSent, terminatedAfter)
 }
 
-// begin reports whether more may be sent.
+// begin notes that something is about to be sent, and reports whether that is allowed.
 func (w *responseWriter) begin() bool {
 	switch w.progress.Load() {
 	case headerSent, answered:
@@ -45,8 +45,7 @@ func (w *responseWriter) begin() bool {
 	return w.progress.CompareAndSwap(nothingSent, headerSent)
 }
 
-// markAnswered lets the answer to a terminated request pass the gates further
-// outside.
+// markAnswered lets the answer to a terminated request pass the gates further outside.
 func markAnswered(w http.ResponseWriter) {
 	for {
 		if outer, ok := w.(*responseWriter); ok {
@@ -60,7 +59,7 @@ func markAnswered(w http.ResponseWriter) {
 	}
 }
 
-// Unwrap is for http.ResponseController.
+// Unwrap supports http.ResponseController.
 func (w *responseWriter) Unwrap() http.ResponseWriter { return w.ResponseWriter }
 
 func (w *responseWriter) Header() http.Header {
@@ -84,7 +83,7 @@ func (w *responseWriter) Write(b []byte) (int, error) {
 	return w.ResponseWriter.Write(b)
 }
 
-// ReadFrom leaves a file to the server's writer, which has the system send it.
+// ReadFrom lets the server's writer use sendfile.
 func (w *responseWriter) ReadFrom(r io.Reader) (int64, error) {
 	if !w.begin() {
 		return 0, context.Canceled
@@ -103,7 +102,7 @@ func (w *responseWriter) FlushError() error {
 }
 
 func (w *responseWriter) Hijack() (net.Conn, *bufio.ReadWriter, error) {
-	if !w.begin() { // for nothing can be sent in the handler's place afterwards
+	if !w.begin() { // after a hijack, nothing else can be sent
 		return nil, nil, context.Canceled
 	}
 	return http.NewResponseController(w.ResponseWriter).Hijack()
@@ -116,7 +115,7 @@ func (w *responseWriter) Push(target string, options *http.PushOptions) error {
 	return http.ErrNotSupported
 }
 
-// serverWriter is the server's own writer. Those around it may move deadlines on.
+// serverWriter returns the server's own writer. Writers around it may extend deadlines.
 func serverWriter(w http.ResponseWriter) http.ResponseWriter {
 	for {
 		outer, ok := w.(interface{ Unwrap() http.ResponseWriter })
@@ -127,21 +126,21 @@ func serverWriter(w http.ResponseWriter) http.ResponseWriter {
 	}
 }
 
-// expireRead has what waits for more of the request fail. The writers around the
-// server's have to know, or they move the deadline on.
+// expireRead makes reads of the request fail. It tells the writers around the server's, which
+// would otherwise extend the deadline.
 func expireRead(w http.ResponseWriter) {
 	_ = http.NewResponseController(w).SetReadDeadline(time.Now())
 }
 
-// expireWrite has what waits to send more of the response fail.
+// expireWrite makes writes of the response fail.
 func expireWrite(w http.ResponseWriter) {
 	_ = http.NewResponseController(serverWriter(w)).SetWriteDeadline(time.Now())
 }
 
-// closeGracefully has the server keep an HTTP/1 connection for a moment when it has
-// answered. If it closed the connection at once, a client that is still sending could
-// lose the answer. The server does so for bodies that are too large; this is one of a
-// byte where none may be.
+// closeGracefully makes the server keep an HTTP/1 connection for a moment after the answer. If
+// the server closed it at once, a client that is still sending could lose the answer. The
+// server does this for bodies that are too large, so closeGracefully fakes one: one byte with
+// a limit of zero.
 func closeGracefully(w http.ResponseWriter) {
 	_, _ = http.MaxBytesReader(serverWriter(w), io.NopCloser(strings.NewReader("x")), 0).Read(make([]byte, 1))
 }
