@@ -14,7 +14,7 @@ import (
 	"example.com/caddy-maintenance/internal/site"
 )
 
-// costs are what a storage is asked for, and how long the last instance takes to follow.
+// costs are the numbers of storage accesses, and how long the last instance takes to follow.
 type costs struct {
 	loads, stores, lists int
 	lag                  time.Duration
@@ -48,7 +48,7 @@ func newFollowers(t *testing.T, instances, sites int) *followers {
 	return f
 }
 
-// tick is what all instances do in an interval.
+// tick does what all instances do in an interval.
 func (f *followers) tick() {
 	for n, i := range f.all {
 		if i.tick(f.t.Context()).Err != nil {
@@ -107,8 +107,8 @@ func (f *followers) follow(name string) time.Duration {
 	}
 }
 
-// What happens is counted for fleets of these sizes. The table in docs/storage.md has been
-// made with all of them: MAINTENANCE_TEST_COSTS=all go test -v -run Costs ./internal/store
+// The costs of fleets of these sizes. The table in docs/storage.md was made with all of them:
+// MAINTENANCE_TEST_COSTS=all go test -v -run Costs ./internal/store
 //
 // G4, G12
 func TestWhatFollowingCosts(t *testing.T) {
@@ -127,8 +127,8 @@ func TestWhatFollowingCosts(t *testing.T) {
 					t.Errorf("%d instances, %d sites, %s: got %+v, want at most %+v", n, sites, what, got, most)
 				}
 			}
-			// A minute of nothing: the journal, each record once (and a look at the own report
-			// if there is none), and each other's reports.
+			// A minute without switches: the journal, each record once (and the instance's own
+			// report if there is none), and each other's reports.
 			ticks := n * int(time.Minute/interval)
 			idle := costs{ticks + 2*sites + n*min(n, maxObserved) + n, 3 * n, n, 0}
 			row("a minute, nothing happens", f.count(func() { f.run(time.Minute) }), idle)
@@ -185,7 +185,7 @@ func TestWhatFollowingCosts(t *testing.T) {
 	}
 }
 
-// G3: records that the storage has lost are stored once, each by one instance.
+// G3: each record that the storage has lost is stored again once, by one instance.
 func TestEmptiedStorageIsFilledOnce(t *testing.T) {
 	const sites = 200
 	synctest.Test(t, func(t *testing.T) {

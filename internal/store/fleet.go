@@ -13,45 +13,45 @@ import (
 )
 
 const (
-	// removeAfter is how long the report of an instance stays that does not report any more.
+	// removeAfter is how long the report of an instance stays after its last change.
 	removeAfter = 10 * time.Minute
 
-	// ObserveInterval is how often an instance looks which others there are.
+	// ObserveInterval is how often an instance looks for other instances.
 	ObserveInterval = time.Minute
 
-	// maxSkew is how far clocks may differ without a word.
+	// maxSkew is how far clocks may differ without a warning.
 	maxSkew = 30 * time.Second
 
-	// askAgainAfter is how long a question stands for those that are asked later: whoever has
-	// answered it may have gone since.
+	// askAgainAfter is how long a question is reused: an instance that has answered it may be
+	// gone by then.
 	askAgainAfter = 10 * time.Second
 )
 
-// Standing is what is known of an instance.
+// Standing is what is known about an instance.
 type Standing int
 
 // The standings of an instance.
 const (
 	Confirmed Standing = iota // it has applied everything that was stored before it was asked
-	Pending                   // it has not answered yet
-	Silent                    // it has not answered in time: whether it lets requests in is not known
-	Stopping                  // its process ends
+	Pending                   // it has not confirmed yet
+	Silent                    // it has not confirmed in time, and may be letting requests in
+	Stopping                  // its process is stopping
 	Absent                    // its config does not have the site
 )
 
-// Instance is what an instance has last said of itself.
+// Instance is an instance according to its last report.
 type Instance struct {
-	Name string // of its report
+	Name string // of the report
 	Report
 	Standing Standing
 	Current  bool          // it has applied what was stored before it was asked
-	Traffic  Traffic       // of the site, or of all closed sites if no site was asked for
-	Seen     time.Time     // when its report has last changed
-	Asked    time.Time     // since when it is known here that it has to
-	Skew     time.Duration // how far its clock is ahead, 0 if no further than 30 s
+	Traffic  Traffic       // of the given site, or of all closed sites if none is given
+	Seen     time.Time     // when its report last changed
+	Asked    time.Time     // since when this instance knows the entry that it must apply
+	Skew     time.Duration // how far its clock is ahead; 0 if the difference is within 30 s
 }
 
-// Drained reports whether a site is closed there and nothing is in flight: nothing will be.
+// Drained reports whether a site is closed there and nothing is in flight, so nothing will be.
 func (i *Instance) Drained(site string) bool {
 	return i.IsClosed(site) && i.Traffic.InFlight == 0
 }
@@ -67,35 +67,35 @@ type Fleet struct {
 
 	mu      sync.Mutex
 	journal Journal
-	noted   time.Time            // when reading it has begun
-	seen    map[string]time.Time // the entries of the journal, and since when they are known here
+	noted   time.Time            // when the read of the journal began
+	seen    map[string]time.Time // when each entry of the journal was first seen
 	reports map[string]*observed // by name
-	emptied int64                // how often the storage had been emptied when they were listed
+	emptied int64                // Store.emptied at the last listing of reports
 }
 
-// observed is a report, and when it was seen to change.
+// observed is a report and when it was read and seen to change.
 type observed struct {
 	Report
 	raw      string
-	found    time.Time // when it was first read, with the config that it has
+	found    time.Time // when it was first read with its present Config
 	changed  time.Time
 	lastRead time.Time
 	skew     time.Duration
-	behind   map[string]time.Time // the sites that it could not read yet, and since when it says so
-	lost     bool                 // with what else was in the storage
+	behind   map[string]time.Time // since when it reports each site of Behind
+	lost     bool                 // it was in the storage before that was emptied
 }
 
-// NewFleet returns the instances on the storage. It knows none before it observes them.
+// NewFleet returns a fleet on the storage. It is empty until Observe or List.
 func NewFleet(s *Store) *Fleet {
 	return &Fleet{store: s, seen: make(map[string]time.Time), reports: make(map[string]*observed)}
 }
 
-// note notes the journal as it was read, which has begun now.
+// note remembers the journal, as returned by a read that began at now.
 func (f *Fleet) note(j Journal, now time.Time) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if now.Before(f.noted) {
-		return // a newer one is known
+		return // a later read is known
 	}
 	f.noted = now
 	seen := make(map[string]time.Time, len(j))
@@ -107,9 +107,9 @@ func (f *Fleet) note(j Journal, now time.Time) {
 	f.journal, f.seen = j, seen
 }
 
-// Ask has every instance apply what is stored of a site, of which a record of that version
-// is known, or of any site if none is named. It adds a question to the journal unless there is
-// an entry that they have to apply anyway.
+// Ask asks every instance to apply the stored record of a site, whose version is at least the
+// given one, or the records of all sites if site is empty. It adds a question to the journal
+// unless there is a recent entry that they must apply anyway.
 func (f *Fleet) Ask(ctx context.Context, site string, version int64) error {
 	_, err := f.ask(ctx, site, func(j Journal) bool {
 		basis := j.basis(site, version)
@@ -126,8 +126,9 @@ func (f *Fleet) Ask(ctx context.Context, site string, version int64) error {
 	return err
 }
 
-// AskForRecord has every instance read the record of a site again, and store it if it is
-// older than what it knows. It does nothing if that has just been asked since the last switch.
+// AskForRecord asks every instance to read the record of a site again, and to restore it if the
+// instance knows a newer one. It does nothing if there is a recent question since the last
+// switch.
 func (f *Fleet) AskForRecord(ctx context.Context, site string) error {
 	_, err := f.ask(ctx, site, func(j Journal) bool {
 		for _, e := range slices.Backward(j) {
@@ -140,14 +141,15 @@ func (f *Fleet) AskForRecord(ctx context.Context, site string) error {
 	return err
 }
 
-// AskAnew has every instance answer, also those that have just done so, and returns the
-// question.
+// AskAnew asks every instance for an answer, including those that have just given one. It
+// returns the ID of the question.
 func (f *Fleet) AskAnew(ctx context.Context) (id string, err error) {
 	j, err := f.ask(ctx, "", func(Journal) bool { return false })
 	return j.lastSettled(), err
 }
 
-// ask adds a question to the journal, if it was not asked already, and returns the journal.
+// ask adds a question to the journal, unless asked says that it is there already, and returns
+// the journal.
 func (f *Fleet) ask(ctx context.Context, site string, asked func(Journal) bool) (Journal, error) {
 	ctx, cancel := storageContext(ctx)
 	defer cancel()
@@ -157,8 +159,8 @@ func (f *Fleet) ask(ctx context.Context, site string, asked func(Journal) bool) 
 	}
 	var sites []string
 	if site != "" {
-		// Many switches push others out of the journal, and so does a question: it is
-		// about all of them.
+		// Many switches, and this question, can push entries of recent ones out of the
+		// journal. So the question names their sites, too.
 		sites = append(f.store.addedLately(), site)
 		slices.Sort(sites)
 		sites = slices.Compact(sites)
@@ -170,10 +172,10 @@ func (f *Fleet) ask(ctx context.Context, site string, asked func(Journal) bool) 
 	return j, err
 }
 
-// isNew reports whether an entry has just been seen for the first time.
+// isNew reports whether an entry is recent.
 func (f *Fleet) isNew(e Entry) bool { return time.Since(f.firstSeen(e.ID)) < askAgainAfter }
 
-// HasApplied reports whether an instance has answered a question.
+// HasApplied reports whether an instance has answered the question with that ID.
 func (f *Fleet) HasApplied(name, id string) bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -181,8 +183,7 @@ func (f *Fleet) HasApplied(name, id string) bool {
 	return o != nil && f.journal.index(id) >= 0 && f.journal.index(o.Applied) >= f.journal.index(id)
 }
 
-// Observe finds out which other instances there are, and reads the reports of some: those
-// that it has not read for longest.
+// Observe lists the other instances, and reads the reports that it has not read for longest.
 func (f *Fleet) Observe(ctx context.Context) error {
 	if err := f.List(ctx); err != nil {
 		return err
@@ -190,8 +191,8 @@ func (f *Fleet) Observe(ctx context.Context) error {
 	return f.readAll(ctx, f.longestUnread(maxObserved))
 }
 
-// maxObserved is how many reports an instance reads once in ObserveInterval, so that what all
-// of them read does not grow with the square of their number.
+// maxObserved is how many reports an instance reads in each ObserveInterval, so that the reads
+// of the fleet do not grow with the square of its size.
 const maxObserved = 60
 
 func (f *Fleet) longestUnread(limit int) []string {
@@ -203,7 +204,7 @@ func (f *Fleet) longestUnread(limit int) []string {
 	return names[:min(limit, len(names))]
 }
 
-// List finds out which other instances there are.
+// List lists the other instances.
 func (f *Fleet) List(ctx context.Context) error {
 	ctx, cancel := storageContext(ctx)
 	defer cancel()
@@ -214,8 +215,8 @@ func (f *Fleet) List(ctx context.Context) error {
 	return err
 }
 
-// Look reads the reports of the other instances, but of those that are done and were read
-// a short time ago.
+// Look reads the reports of the other instances, except for those that are done and were read
+// recently.
 func (f *Fleet) Look(ctx context.Context, done map[string]bool) error {
 	return f.readAll(ctx, f.toRead(done))
 }
@@ -246,8 +247,7 @@ func (f *Fleet) toRead(done map[string]bool) []string {
 	return names
 }
 
-// catchUp reads the journal again if an instance has applied what is not in it as it was
-// read last.
+// catchUp reads the journal again if an instance has applied an entry that is not known here.
 func (f *Fleet) catchUp(ctx context.Context) error {
 	f.mu.Lock()
 	behind := false
@@ -271,7 +271,7 @@ func (f *Fleet) readJournal(ctx context.Context) (Journal, error) {
 	return j, err
 }
 
-// Alone reports whether no other instance was found.
+// Alone reports whether there is no other instance.
 func (f *Fleet) Alone() bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -286,20 +286,20 @@ func (f *Fleet) read(ctx context.Context, name string) error {
 	case ctx.Err() != nil:
 		return context.Cause(ctx)
 	case err != nil || json.Unmarshal(raw, &r) != nil:
-		f.missed(name, began) // it is being written or removed, or cannot be read
+		f.missed(name, began) // it is being written, or was removed, or cannot be read
 	default:
 		f.take(name, r, string(raw), began)
 	}
 	return nil
 }
 
-// take takes a report as it was read.
+// take notes a report, as returned by a read that began at now.
 func (f *Fleet) take(name string, r Report, raw string, now time.Time) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	o := f.reports[name]
 	if o == nil || now.Before(o.lastRead) {
-		return // it has gone meanwhile, or a newer one is known
+		return // it has been removed, or a later read is known
 	}
 	if r.Host == "" {
 		r.Host = name
@@ -310,7 +310,7 @@ func (f *Fleet) take(name string, r Report, raw string, now time.Time) {
 			from = r.Clock
 		}
 		if o.found.IsZero() || o.Config != r.Config {
-			o.found = now // and it has as long as any to read what is stored
+			o.found = now // its time to apply what is stored starts now
 			o.behind = nil
 		}
 		behind := make(map[string]time.Time, len(r.Behind))
@@ -325,8 +325,8 @@ func (f *Fleet) take(name string, r Report, raw string, now time.Time) {
 	o.lastRead = now
 }
 
-// missed notes that a report could not be read. An instance whose report never could is
-// known by its name alone.
+// missed notes that a report could not be read. An instance whose report was never read is
+// known only by its name.
 func (f *Fleet) missed(name string, now time.Time) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -340,8 +340,8 @@ func (f *Fleet) missed(name string, now time.Time) {
 	o.lastRead = now
 }
 
-// skew is how far a clock is ahead that has shown clock between two moments, 0 if no
-// further than maxSkew.
+// skew returns how far a clock is ahead that showed clock at some moment between from and to,
+// 0 if the difference is within maxSkew.
 func skew(clock, from, to time.Time) time.Duration {
 	switch {
 	case clock.Sub(to) > maxSkew:
@@ -352,8 +352,8 @@ func skew(clock, from, to time.Time) time.Duration {
 	return 0
 }
 
-// keep keeps what was observed of the instances that are there, and drops that of others. If
-// the storage was emptied, those that were there have to answer all the same.
+// keep adds new instances and drops those that are not listed. If the storage was emptied, it
+// keeps them: they must still answer.
 func (f *Fleet) keep(names []string, emptiedTimes int64) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -368,7 +368,7 @@ func (f *Fleet) keep(names []string, emptiedTimes int64) {
 		case there[name]:
 			o.lost = false
 		case emptied && !o.lost && !o.Stopping:
-			o.lost, o.changed = true, time.Now() // it has as long as any to answer
+			o.lost, o.changed = true, time.Now() // its time to answer starts now
 		}
 		return !o.lost && !there[name]
 	})
@@ -379,21 +379,21 @@ func (f *Fleet) keep(names []string, emptiedTimes int64) {
 	}
 }
 
-// Drop drops what was observed of an instance.
+// Drop forgets an instance.
 func (f *Fleet) Drop(name string) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	delete(f.reports, name)
 }
 
-// firstSeen returns since when an entry of the journal is known here.
+// firstSeen returns when an entry of the journal was first seen here.
 func (f *Fleet) firstSeen(id string) time.Time {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return f.seen[id]
 }
 
-// rank returns the place of this instance among all, and how many there are.
+// rank returns the position of this instance among all by name, and how many there are.
 func (f *Fleet) rank() (rank, count int) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -405,7 +405,7 @@ func (f *Fleet) rank() (rank, count int) {
 	return rank, len(f.reports) + 1
 }
 
-// RemoveGone removes the reports of instances that have not reported for long.
+// RemoveGone removes the reports of instances that have not reported for removeAfter.
 func (f *Fleet) RemoveGone(ctx context.Context, now time.Time) {
 	f.mu.Lock()
 	var gone []string
@@ -416,14 +416,14 @@ func (f *Fleet) RemoveGone(ctx context.Context, now time.Time) {
 	}
 	f.mu.Unlock()
 	for _, name := range gone {
-		if f.store.Forget(ctx, name) == nil { // else the next minute comes
+		if f.store.Forget(ctx, name) == nil { // else the next call tries again
 			f.Drop(name)
 		}
 	}
 }
 
-// Instances returns what the other instances have last said, of a site, of which a record of
-// that version is known, or of all.
+// Instances returns the other instances, by name, with regard to a site whose known record has
+// that version, or to all sites if site is empty.
 func (f *Fleet) Instances(site string, version int64) []Instance {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -435,7 +435,7 @@ func (f *Fleet) Instances(site string, version int64) []Instance {
 			i.Asked = f.seen[f.journal[basis].ID]
 		}
 		if o.changed.Equal(o.found) && !o.Clock.IsZero() && o.Clock.Before(o.changed) {
-			i.Seen = o.Clock // it may have been there for long
+			i.Seen = o.Clock // the report may be older than its first read
 		}
 		for closed, traffic := range o.Sites {
 			if site == "" || closed == site {
@@ -449,7 +449,7 @@ func (f *Fleet) Instances(site string, version int64) []Instance {
 	return list
 }
 
-// standing says what is known of an instance by its report as it was last read.
+// standing returns the standing of an instance according to its report as last read.
 func (f *Fleet) standing(o *observed, site string, version int64) (standing Standing, current bool) {
 	if o.lastRead.IsZero() {
 		return Pending, false
@@ -474,12 +474,12 @@ func (f *Fleet) standing(o *observed, site string, version int64) (standing Stan
 	return Confirmed, true
 }
 
-// waitedInVain reports whether an instance has had an entry of the journal before it for
-// longer than it may take, and has not applied it.
+// waitedInVain reports whether there is an entry of the journal that an instance has not applied
+// within its Patience.
 func (f *Fleet) waitedInVain(o *observed, site string, applied int) bool {
 	since := o.found
 	if applied < 0 {
-		since = o.changed // what it has applied is not in the journal any more; it has just been there
+		since = o.changed // its last applied entry has left the journal, but was there then
 	}
 	for i, e := range f.journal {
 		if !e.settled() || site != "" && !e.concerns(site) || i <= applied {

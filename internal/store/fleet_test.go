@@ -33,7 +33,7 @@ func TestJournalKeepsTheLastEntries(t *testing.T) {
 	}
 }
 
-// What an instance must have applied to be counted.
+// What an instance must have applied to be confirmed.
 func TestBasisOfConfirmation(t *testing.T) {
 	begun, done := Entry{Site: "shop", Version: 3}, Entry{Site: "shop", Version: 2, Done: true}
 	older, question, other := Entry{Site: "shop", Version: 1, Done: true}, Entry{Site: "shop"}, Entry{Site: "wiki", Version: 1, Done: true}
@@ -62,7 +62,7 @@ func TestBasisOfConfirmation(t *testing.T) {
 	}
 }
 
-// What is known of an instance by its last report.
+// What is known about an instance from its last report.
 //
 // G11
 func TestStandingOfAnInstance(t *testing.T) {
@@ -73,7 +73,7 @@ func TestStandingOfAnInstance(t *testing.T) {
 		name    string
 		journal Journal
 		report  Report
-		after   time.Duration // the journal was read, the report is read again
+		after   time.Duration // from the read of the journal to the next read of the report
 		want    Standing
 		drained bool
 	}{
@@ -122,7 +122,7 @@ func TestStandingOfAnInstance(t *testing.T) {
 	}
 }
 
-// How far a clock is ahead that has shown a time between two looks.
+// How far a clock is ahead that showed a time between two reads.
 func TestSkew(t *testing.T) {
 	from := time.Date(2026, 1, 31, 2, 0, 0, 0, time.UTC)
 	to := from.Add(time.Minute)
@@ -136,7 +136,7 @@ func TestSkew(t *testing.T) {
 	}
 }
 
-// An older switch that everybody has applied confirms no newer one, whose entry is lost.
+// An older switch that all have applied does not confirm a newer one whose entry is lost.
 //
 // G11
 func TestOlderSwitchConfirmsNothing(t *testing.T) {
@@ -178,9 +178,8 @@ func TestOlderSwitchConfirmsNothing(t *testing.T) {
 	})
 }
 
-// An instance does not say that it has applied what is not in its memory yet: while its own
-// switch waits for the storage's answer, while a record was read and not applied, or where a
-// record is corrupt.
+// An instance does not report as applied what is not in its memory yet: while its own switch waits
+// for the storage, while a record has been read but not applied, or if a record is corrupt.
 //
 // G11
 func TestAppliedIsWhatIsInMemory(t *testing.T) {
@@ -243,7 +242,7 @@ func TestAppliedIsWhatIsInMemory(t *testing.T) {
 	})
 }
 
-// A storage that begins to fail after it has answered is not trusted for that.
+// A storage that has answered before is not trusted when it begins to fail.
 //
 // G3
 func TestEachAbsenceIsChecked(t *testing.T) {
@@ -281,7 +280,7 @@ func TestEachAbsenceIsChecked(t *testing.T) {
 	})
 }
 
-// Reads of many records that are not there share the checks.
+// Reads of many missing records share the checks.
 func TestChecksAreShared(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m := newMemory()
@@ -311,8 +310,8 @@ func TestChecksAreShared(t *testing.T) {
 	})
 }
 
-// Two switches at once lose an entry, many at once push out others: that costs little, and
-// everybody comes to know of all of them.
+// Two switches at once lose an entry, and many at once push others out of the journal. All
+// instances still find all of them, at little cost.
 //
 // G4, G12
 func TestCollisionsAndOverrunsCostLittle(t *testing.T) {
@@ -341,7 +340,7 @@ func TestCollisionsAndOverrunsCostLittle(t *testing.T) {
 				return nil
 			}
 			err := a.switchSite("site10", site.On{})
-			c.follow(t) // which knows an entry that is lost then
+			c.follow(t) // it sees an entry that is lost afterwards
 			return err
 		})
 		if err := b.switchSite("site11", site.On{}); err != nil {
@@ -364,7 +363,7 @@ func TestCollisionsAndOverrunsCostLittle(t *testing.T) {
 		if n := m.count("store "+JournalKey) - stores; n > 2*len(names)+maxEntries {
 			t.Errorf("%d switches have stored the journal %d times", len(names), n)
 		}
-		// One question is about all that were pushed out.
+		// One question names all sites whose entries were pushed out.
 		ask := func(name string) Instance {
 			version := a.site(name).Current().Version()
 			if err := errors.Join(a.fleet.List(t.Context()), a.fleet.Ask(t.Context(), name, version), a.fleet.Look(t.Context(), nil)); err != nil {
@@ -389,7 +388,7 @@ func TestCollisionsAndOverrunsCostLittle(t *testing.T) {
 	})
 }
 
-// An instance that was there when the storage was emptied is waited for, and so is one whose
+// A switch waits for an instance that was there when the storage was emptied, and for one whose
 // report cannot be read.
 //
 // G11
@@ -436,7 +435,7 @@ func TestInstanceWhoseReportIsLostIsWaitedFor(t *testing.T) {
 	}
 }
 
-// What nobody has written makes no site unknown, and nobody wait for ever.
+// An entry that no instance has written makes no site unknown, and makes nobody wait forever.
 func TestForeignEntriesAndReportsDoNoHarm(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m := newMemory()
@@ -471,7 +470,7 @@ func fleetOf(t *testing.T, m *memory, n int) []*instance {
 	return all
 }
 
-// others asks for what the others have to say of the shop.
+// others returns what is known about the other instances with regard to the shop.
 func (i *instance) others(t *testing.T) []Instance {
 	t.Helper()
 	version := i.site("shop").Current().Version()
@@ -481,8 +480,8 @@ func (i *instance) others(t *testing.T) []Instance {
 	return i.fleet.Instances("shop", version)
 }
 
-// An instance confirms a switch when it has applied it, and is drained when it has then
-// said that nothing is in flight.
+// An instance confirms a switch when it has applied it. It is drained when it then reports that
+// nothing is in flight.
 //
 // G11
 func TestInstanceConfirmsWhatItHasApplied(t *testing.T) {
@@ -542,8 +541,8 @@ func TestInstanceConfirmsWhatItHasApplied(t *testing.T) {
 	})
 }
 
-// Two instances change the journal at the same time and one entry is lost. It is added again,
-// and who asks meanwhile is not told that all is well.
+// Two instances change the journal at the same time, and one entry is lost. It is added again.
+// Meanwhile, the switch does not count as confirmed.
 //
 // G4, G11
 func TestLostEntryOfTheJournalIsAddedAgain(t *testing.T) {
@@ -553,7 +552,7 @@ func TestLostEntryOfTheJournalIsAddedAgain(t *testing.T) {
 		a, b, c := all[0], all[1], all[2]
 		var once atomic.Bool
 		m.setFault(func(_ context.Context, op, key string) error {
-			// What b stores hides what a has added since b has read.
+			// b stores a journal without the entry that a has added since b read it.
 			if op == "store" && key == JournalKey && strings.Contains(m.get(Key("wiki")), "true") && once.CompareAndSwap(false, true) {
 				before := m.get(JournalKey)
 				if err := a.switchSite("shop", site.On{}); err != nil {
@@ -585,7 +584,7 @@ func TestLostEntryOfTheJournalIsAddedAgain(t *testing.T) {
 	})
 }
 
-// A switch whose instance ends half way: the others look at the record for a minute.
+// An instance crashes half way through a switch: the others read the record for a minute.
 //
 // G4
 func TestSwitchThatDiesHalfWay(t *testing.T) {
@@ -608,8 +607,8 @@ func TestSwitchThatDiesHalfWay(t *testing.T) {
 	})
 }
 
-// A record that the journal knows to be outdated opens nothing, and an instance that has the
-// newer one stores it again when it is asked.
+// A record that is outdated according to the journal opens no site, and an instance that has the
+// newer one restores it when asked.
 //
 // G3
 func TestOutdatedRecordOpensNothing(t *testing.T) {
@@ -646,8 +645,8 @@ func TestOutdatedRecordOpensNothing(t *testing.T) {
 	}
 }
 
-// A storage that says "not there" when it fails is taken to be down: its answers count for
-// nothing. One that was emptied gets everything again.
+// A storage that says "not found" when it fails counts as down, and its answers are ignored. To a
+// storage that was emptied, everything is stored again.
 //
 // G3
 func TestNothingIsThere(t *testing.T) {
@@ -685,8 +684,7 @@ func TestNothingIsThere(t *testing.T) {
 	})
 }
 
-// A list of the reports that stops half way, or lacks that of this instance, is not taken for
-// the fleet.
+// A list of reports that stops half way, or lacks the report of this instance, is rejected.
 //
 // G11
 func TestListThatIsNotCompleteIsNotTheFleet(t *testing.T) {
@@ -714,7 +712,7 @@ func TestListThatIsNotCompleteIsNotTheFleet(t *testing.T) {
 	}
 }
 
-// The report of an instance that has ended without a word stays for 10 minutes.
+// The report of an instance that has crashed stays for 10 minutes.
 func TestReportOfWhatIsGoneIsRemoved(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m := newMemory()
@@ -733,8 +731,8 @@ func TestReportOfWhatIsGoneIsRemoved(t *testing.T) {
 	})
 }
 
-// What an instance knows of closed sites outlives it, on a disk that can be written, for each
-// storage apart, and costs as little for many sites as for one.
+// What an instance knows about closed sites survives a restart, separately for each storage, if
+// the disk is writable. It costs no more for many sites than for one.
 //
 // G3
 func TestMemory(t *testing.T) {

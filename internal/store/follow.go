@@ -14,48 +14,49 @@ import (
 )
 
 const (
-	// VerifyInterval is how often the instances together read each record again.
+	// VerifyInterval is how often each record is read again by one of the instances.
 	VerifyInterval = time.Minute
 
-	// beganInterval is how long the record of a switch that has begun is looked at.
+	// beganInterval is how long the record of a switch that has begun, but is not done, is read
+	// at each tick.
 	beganInterval = time.Minute
 )
 
-// Sites is the sites of a config, as a follower knows them. A config can have sites that it
-// keeps nothing of: those that were never switched, of a name with placeholders. In place of
-// their records the list of all records is read, as the record of a site that stands for them.
+// Sites gives a follower access to the sites of a config. Sites of a name with placeholders that
+// were never switched are not in memory. One site stands for all of them, and reading its
+// record means listing all records.
 type Sites interface {
 	// All yields the sites that are in memory.
 	All() iter.Seq[*Followed]
 
-	// Find returns a site that is in memory, nil if it is not, and whether the config has it.
+	// Find returns a site, nil if it is not in memory, and whether the config has it.
 	Find(name string) (s *Followed, has bool)
 
-	// ReadAgain brings a site into memory that the config has, and has its record read at the
-	// next tick.
+	// ReadAgain brings a site of the config into memory, and makes the next tick read its
+	// record.
 	ReadAgain(name string)
 }
 
-// Followed is a site whose record is read again when another instance may have switched it.
+// Followed is a site whose record is read again if another instance may have switched it.
 type Followed struct {
 	*site.Site
-	waiting   atomic.Bool           // the first read has still to begin, and not by a tick
-	applying  atomic.Int32          // how many reads of ticks have not been applied yet
-	stale     atomic.Bool           // the record is to be read at the next tick
-	verifying atomic.Bool           // and nobody has told of a switch
-	lastError atomic.Pointer[error] // why the record told nothing last time, nil if it did
+	waiting   atomic.Bool           // the first read, which is not a tick's, has not begun
+	applying  atomic.Int32          // number of ticks' reads that have not been applied
+	stale     atomic.Bool           // the next tick reads the record
+	verifying atomic.Bool           // the next read only verifies the record
+	lastError atomic.Pointer[error] // of the last read; nil if there was none
 }
 
-// Wait leaves the first read of the record to whoever calls Begin.
+// Wait leaves the first read of the record to the caller, who calls Begin when it has begun.
 func (f *Followed) Wait() { f.waiting.Store(true) }
 
-// Waits reports whether the first read has still to begin.
+// Waits reports whether the first read has not begun.
 func (f *Followed) Waits() bool { return f.waiting.Load() }
 
-// Begin is called when the first read has begun.
+// Begin notes that the first read has begun.
 func (f *Followed) Begin() { f.waiting.Store(false) }
 
-// Note notes what reading the record has come to.
+// Note notes the result of reading the record.
 func (f *Followed) Note(read site.Read) {
 	var why *error
 	if read.Err != nil {
@@ -64,7 +65,7 @@ func (f *Followed) Note(read site.Read) {
 	f.lastError.Store(why)
 }
 
-// readError returns why the record could not be read last time, nil if it could.
+// readError returns the error of the last read, nil if the record was read but is invalid.
 func (f *Followed) readError() error {
 	if err := f.Err(); !errors.Is(err, site.ErrInvalid) {
 		return err
@@ -72,13 +73,13 @@ func (f *Followed) readError() error {
 	return nil
 }
 
-// Expect says that the record is read as a tick has asked for. Whoever reads it calls Applied.
+// Expect notes that the record will be read for a tick. The reader calls Applied afterwards.
 func (f *Followed) Expect() {
 	f.applying.Add(1)
 	f.stale.Store(false)
 }
 
-// Err returns why the record tells nothing, nil if it does or has not been read.
+// Err returns the error of the last read, nil if there was none.
 func (f *Followed) Err() error {
 	if err := f.lastError.Load(); err != nil {
 		return *err
@@ -86,66 +87,66 @@ func (f *Followed) Err() error {
 	return nil
 }
 
-// Applied is called when a read that was expected has been applied.
+// Applied notes that an expected read has been applied.
 func (f *Followed) Applied() { f.applying.Add(-1) }
 
-// ReadAgain has the record read at the next tick.
+// ReadAgain makes the next tick read the record.
 func (f *Followed) ReadAgain() { f.stale.Store(true) }
 
-// Verify says that the next read is only to verify the record.
+// Verify notes that the next read only verifies the record.
 func (f *Followed) Verify() { f.verifying.Store(true) }
 
-// Verified reports whether the record was read only to verify it, the first time.
+// Verified reports whether the last read only verified the record, and clears that.
 func (f *Followed) Verified() bool { return f.verifying.Swap(false) }
 
-// isRead reports whether the record could be read last time, and told something.
+// isRead reports whether the last read succeeded and the state is known.
 func (f *Followed) isRead() bool {
 	return f.readError() == nil && f.Current().Known()
 }
 
-// Behind reports whether the record has still to be read, or to be applied.
+// Behind reports whether a stored record may not have been read or applied yet.
 func (f *Followed) Behind() bool {
 	return f.waiting.Load() || f.Current().Kind() == site.Loading || f.stale.Load() || f.readError() != nil || f.Reading.Load() > 0 ||
 		f.applying.Load() > 0 || f.Current().Version() < f.StoredVersion.Load()
 }
 
-// Follower is how far an instance has followed the others.
+// Follower follows the switches of other instances.
 type Follower struct {
 	Store    *Store
 	Sites    Sites
 	Fleet    *Fleet
-	Interval time.Duration // negative: others are not followed
+	Interval time.Duration // negative if others are not followed
 
-	began      bool        // all records have been read once
-	emptied    int64       // how often the storage had been emptied then
-	journal    Journal     // as it was last read
-	share      []*Followed // the records to verify in this minute
-	perTick    int         // how many of them at each tick
-	shared     time.Time   // when this minute began
-	failing    bool        // the storage could not be read last time
-	unreadable []string    // the sites whose record could not be read last time, as told
+	began      bool        // the first tick has marked all records to be read
+	emptied    int64       // Store.emptied when all records were last marked
+	journal    Journal     // as last read
+	share      []*Followed // the records left to verify in this VerifyInterval
+	perTick    int         // how many of them each tick verifies
+	shared     time.Time   // when this VerifyInterval began
+	failing    bool        // the last tick could not read the storage
+	unreadable []string    // the sites whose records could not be read at the last tick
 }
 
-// Tick is what a look at the storage has come to.
+// Tick is the result of a tick.
 type Tick struct {
 	Err        error       // why the storage cannot be read
-	Turned     bool        // it could be read before and cannot now, or the other way round
-	ToRead     []*Followed // the sites whose record is to be read now
-	Unreadable *Unreadable // nil if that is no news
+	Turned     bool        // that has changed since the last tick
+	ToRead     []*Followed // the sites whose records the caller must read now
+	Unreadable *Unreadable // nil if there is nothing new to report
 }
 
-// Unreadable are sites that stay as they are, since their records cannot be read; none if
-// all can be read again.
+// Unreadable lists the sites that keep their state because their records cannot be read. It is
+// empty when all can be read again.
 type Unreadable struct {
 	Sites []string
 	Err   error // of one of them
 }
 
-// Tick looks for switches of other instances: one read, however many sites there are. To
-// be read are then the records of the sites that the journal has new entries of, and this
-// instance's share of those to verify; all records, if it is the first tick, or if what the
-// journal said before is not in it any more. A tick waits for no record, so that one that
-// cannot be read holds up no other.
+// Tick looks for switches of other instances. It reads the journal, one read regardless of the
+// number of sites, and returns the sites whose records the caller must read: those with new
+// entries in the journal, and this instance's share of those to verify. It returns all sites at
+// the first tick, after the storage was emptied, and when none of the known entries is left in
+// the journal. A tick waits for no record, so that one that cannot be read delays no other.
 func (f *Follower) Tick(ctx context.Context, now time.Time) Tick {
 	f.Store.stalled.Store(false)
 	journal, err := f.readJournal(ctx)
@@ -165,8 +166,8 @@ func (f *Follower) Tick(ctx context.Context, now time.Time) Tick {
 	return tick
 }
 
-// readJournal reads the journal, unless others are not followed. One that is missing is
-// stored, so that the next tick finds one.
+// readJournal reads the journal, unless others are not followed. If it is missing, an empty one
+// is stored for the next tick to find.
 func (f *Follower) readJournal(ctx context.Context) (Journal, error) {
 	if f.Interval < 0 {
 		return nil, nil
@@ -180,14 +181,14 @@ func (f *Follower) readJournal(ctx context.Context) (Journal, error) {
 	return j, err
 }
 
-// readSites marks the sites whose records are to be read.
+// readSites marks the sites whose records must be read.
 func (f *Follower) readSites(j Journal, now time.Time) {
 	f.Fleet.note(j, now)
 	if emptied := f.Store.emptied.Load(); !f.began || emptied != f.emptied || f.hasLost(j) {
 		f.emptied = emptied
 		f.began, f.shared, f.share = true, now, nil
 		for s := range f.Sites.All() {
-			if !s.Waits() { // else its first read is still to come
+			if !s.Waits() { // else its first read has not begun
 				s.ReadAgain()
 			}
 		}
@@ -210,8 +211,8 @@ func (f *Follower) readSites(j Journal, now time.Time) {
 	f.verify(now)
 }
 
-// hasLost reports whether the journal may have had entries that were never seen here: none of
-// those that were is left.
+// hasLost reports whether entries may have left the journal before they were seen here: none of
+// the known ones is left.
 func (f *Follower) hasLost(j Journal) bool {
 	if f.journal.lastSettled() == "" {
 		return len(j) == maxEntries
@@ -219,7 +220,7 @@ func (f *Follower) hasLost(j Journal) bool {
 	return !j.hasAny(f.journal)
 }
 
-// verify marks what is to be verified at this tick.
+// verify marks the records that this tick verifies.
 func (f *Follower) verify(now time.Time) {
 	if f.Interval < 0 {
 		return
@@ -237,8 +238,8 @@ func (f *Follower) verify(now time.Time) {
 	f.share = f.share[n:]
 }
 
-// shareOf returns the sites whose records this instance verifies in a minute. Each minute
-// they are others, for the instances need not have the same sites.
+// shareOf returns the sites whose records this instance verifies in a VerifyInterval. They change
+// each minute, since not all instances may have the same sites.
 func (f *Follower) shareOf(now time.Time) []*Followed {
 	rank, count := f.Fleet.rank()
 	var share []*Followed
@@ -252,9 +253,9 @@ func (f *Follower) shareOf(now time.Time) []*Followed {
 	return share
 }
 
-// Progress returns how far this instance has come: the last entry of the journal that it has
-// applied, and the sites of the journal: those that it has, of these those that it could not
-// read yet, and those that it does not have.
+// Progress returns the last entry of the journal that this instance has applied, and which sites
+// of the journal its config has (present), which of these are Behind, and which it does not
+// have (absent).
 func (f *Follower) Progress() (applied string, present, behind, absent []string) {
 	named := make(map[string]bool)
 	for _, e := range f.journal {
@@ -276,8 +277,8 @@ func (f *Follower) Progress() (applied string, present, behind, absent []string)
 	return f.journal.lastSettled(), present, behind, absent
 }
 
-// findUnreadable returns which known sites stay as they are because their records cannot
-// be read, if there are others than before, or none any more.
+// findUnreadable returns the known sites whose records cannot be read, if there are new ones, or
+// if there were some and there are none any more.
 func (f *Follower) findUnreadable() *Unreadable {
 	found := make(map[string]error)
 	for s := range f.Sites.All() {

@@ -13,25 +13,25 @@ import (
 	"example.com/caddy-maintenance/internal/site"
 )
 
-// JournalKey holds the journal: what was switched last, for instances to follow.
+// JournalKey is the key of the journal: the latest switches, for instances to follow.
 const JournalKey = "maintenance/journal.json"
 
 // maxEntries is how many entries the journal keeps.
 const maxEntries = 64
 
-// Entry is an entry of the journal: a switch that begins, one that has been stored, or a
-// question, which makes every instance read the site's record.
+// Entry is an entry of the journal: a switch that has begun, a switch that is done, or a
+// question, which makes every instance read the sites' records.
 //
-// An ID stands at one place for good: what is added again gets another one. So whoever has
-// seen an entry has seen all that was before it.
+// An ID never changes its position: an entry that is added again gets a new one. So an
+// instance that has seen an entry has seen all before it.
 type Entry struct {
 	ID      string `json:"id"`
 	Site    string `json:"site,omitempty"`
-	Version int64  `json:"version,omitempty"` // of the record; 0: a question
+	Version int64  `json:"version,omitempty"` // of the record; 0 for a question
 	Enabled bool   `json:"enabled,omitempty"`
 	Done    bool   `json:"done,omitempty"` // the record has been stored
 
-	// Sites are those that a question is about; none: it only wants to be answered.
+	// Sites are the sites of a question. Without any, it only asks for an answer.
 	Sites []string `json:"sites,omitempty"`
 }
 
@@ -46,10 +46,10 @@ func (e Entry) names() []string {
 // concerns reports whether the entry is about a site.
 func (e Entry) concerns(site string) bool { return e.Site == site || slices.Contains(e.Sites, site) }
 
-// settled reports whether the entry stays as it is.
+// settled reports whether the entry is final: not a switch that has only begun.
 func (e Entry) settled() bool { return e.Done || e.Version == 0 }
 
-// Journal is the entries, oldest first.
+// Journal is a list of entries, oldest first.
 type Journal []Entry
 
 func parseJournal(raw []byte) (Journal, error) {
@@ -58,8 +58,8 @@ func parseJournal(raw []byte) (Journal, error) {
 	return slices.DeleteFunc(j, func(e Entry) bool { return e.Version < 0 || e.Version > site.MaxVersion }), err
 }
 
-// with returns the journal with an entry at its end. One that is done takes the place of
-// the one that began the switch.
+// with returns the journal with an entry appended. A switch that is done replaces its entry
+// from when it began.
 func (j Journal) with(e Entry) Journal {
 	next := make(Journal, 0, len(j)+1)
 	for _, old := range j {
@@ -72,12 +72,12 @@ func (j Journal) with(e Entry) Journal {
 	return next[max(0, len(next)-maxEntries):]
 }
 
-// index returns the place of an entry, -1 if it is not there.
+// index returns the index of an entry, -1 if it is not there.
 func (j Journal) index(id string) int {
 	return slices.IndexFunc(j, func(e Entry) bool { return e.ID == id })
 }
 
-// lastSettled returns the last entry that stays as it is, none if there is no such entry.
+// lastSettled returns the ID of the last settled entry, "" if there is none.
 func (j Journal) lastSettled() string {
 	for _, e := range slices.Backward(j) {
 		if e.settled() {
@@ -87,8 +87,8 @@ func (j Journal) lastSettled() string {
 	return ""
 }
 
-// Version returns that of the newest record of the site that has been stored, 0 if the
-// journal names none.
+// Version returns the version of the newest stored record of a site in the journal, 0 if there
+// is none.
 func (j Journal) Version(site string) (version int64) {
 	for name, stored := range j.Stored() {
 		if name == site {
@@ -98,10 +98,10 @@ func (j Journal) Version(site string) (version int64) {
 	return version
 }
 
-// basis returns the place of the entry that an instance must have applied to have a record of
-// that version, or a newer one: a switch that has stored one, or the first question after it
-// about the site. It returns -1 if there is none. Without a site, it is the last entry that
-// stays.
+// basis returns the index of the entry that an instance must have applied to have a record of
+// that version or a newer one: the switch that has stored it, or else the first question about
+// the site after older switches. It returns -1 if there is none. If site is empty, it returns
+// the last settled entry.
 func (j Journal) basis(site string, version int64) int {
 	if site == "" {
 		return j.index(j.lastSettled())
@@ -121,12 +121,12 @@ func (j Journal) basis(site string, version int64) int {
 	return question
 }
 
-// hasAny reports whether one of the entries is there.
+// hasAny reports whether the journal has one of the settled entries of another one.
 func (j Journal) hasAny(others Journal) bool {
 	return slices.ContainsFunc(others, func(e Entry) bool { return e.settled() && j.index(e.ID) >= 0 })
 }
 
-// readJournal reads the journal. One that is missing or damaged is empty.
+// readJournal reads the journal. A missing or damaged one counts as empty.
 func (s *Store) readJournal(ctx context.Context) (Journal, error) {
 	raw, err := await(ctx, s.begin(ctx, JournalKey))
 	if errors.Is(err, fs.ErrNotExist) {
@@ -137,14 +137,13 @@ func (s *Store) readJournal(ctx context.Context) (Journal, error) {
 	}
 	j, err := parseJournal(raw)
 	if err != nil {
-		return nil, nil //nolint:nilerr // its entries are lost, as if it were missing; see Follower.Tick
+		return nil, nil //nolint:nilerr // as if it were missing; see Follower.Tick
 	}
 	return j, nil
 }
 
-// add adds entries to the journal, and returns it. Other instances may do that at the same
-// time, and one of them lose its entries; see lookAgain. Without entries, a journal that is
-// missing is stored.
+// add adds entries to the journal and returns it. If other instances do so at the same time,
+// entries may be lost; see lookAgain. Without entries, add only stores a missing journal.
 func (s *Store) add(ctx context.Context, entries ...Entry) (Journal, error) {
 	if err := s.writing.take(ctx); err != nil {
 		return nil, err
@@ -168,12 +167,12 @@ func (s *Store) add(ctx context.Context, entries ...Entry) (Journal, error) {
 	return j, s.storeInTime(ctx, JournalKey, raw)
 }
 
-// When whoever has added an entry looks whether it is still there.
+// lookAgainAfter is when an instance that has added an entry checks that it is still there.
 var lookAgainAfter = []time.Duration{time.Second, 5 * time.Second}
 
-// lookAgain adds an entry of a stored record again if another instance has changed the
-// journal at the same time and the entry was lost, or if it could not be added. With it were
-// other entries in the journal; when none of them is left, it is only too old.
+// lookAgain adds an entry of a stored record again if it could not be added, or if it was lost
+// because another instance changed the journal at the same time. with is the journal with the
+// entry: if none of its entries is left, this one has not been lost but has grown too old.
 func (s *Store) lookAgain(e Entry, with Journal) {
 	added := time.Now()
 	for _, after := range lookAgainAfter {
@@ -187,20 +186,20 @@ func (s *Store) lookAgain(e Entry, with Journal) {
 		ctx, cancel := storageContext(s.ctx)
 		j, err := s.readJournal(ctx)
 		if err == nil && j.Version(e.Site) < e.Version && (len(j) < maxEntries || j.hasAny(with)) {
-			_, _ = s.add(ctx, e) // else all records are verified once a minute
+			_, _ = s.add(ctx, e) // if this fails, others find the record when they verify it
 		}
 		cancel()
 	}
 }
 
-// Journal reads the journal, as it is before records are read.
+// Journal reads the journal.
 func (s *Store) Journal(ctx context.Context) (Journal, error) {
 	ctx, cancel := storageContext(ctx)
 	defer cancel()
 	return s.readJournal(ctx)
 }
 
-// Stored yields the sites of records that have been stored, and the versions of these.
+// Stored yields the site and the version of each stored record in the journal.
 func (j Journal) Stored() iter.Seq2[string, int64] {
 	return func(yield func(string, int64) bool) {
 		for _, e := range j {

@@ -13,9 +13,9 @@ import (
 	"example.com/caddy-maintenance/internal/site"
 )
 
-// A list of the records opens sites that are not on it. It counts only if the storage is seen
-// to answer, lists what it is known to have, and lists in the way that is meant: several
-// storage modules do none of that when they fail, or with a "/" where others have none.
+// A list of records opens the sites that are not on it. So it only counts if the storage finds what
+// it has, lists what it is known to have, and lists as expected: some storage modules do not when
+// they fail, or because of a "/" that others do without.
 //
 // G3
 func TestListThatLiesIsNotBelieved(t *testing.T) {
@@ -23,7 +23,7 @@ func TestListThatLiesIsNotBelieved(t *testing.T) {
 	for name, test := range map[string]struct {
 		list  func(keys []string) ([]string, error)
 		fault func(ctx context.Context, op, key string) error
-		names string // that are listed; none if the list is not believed
+		names string // in the list; empty if it is rejected
 	}{
 		"all": {nil, nil, "acme shop"},
 		"with other keys": {func(keys []string) ([]string, error) {
@@ -54,7 +54,7 @@ func TestListThatLiesIsNotBelieved(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-			m.set(JournalKey, "[]") // from which acme has gone long ago
+			m.set(JournalKey, "[]") // acme left it long ago
 			if !strings.Contains(name, "no journal") {
 				m.addEntries(Entry{Site: "shop", Version: 1, Done: true})
 			}
@@ -74,7 +74,7 @@ func TestListThatLiesIsNotBelieved(t *testing.T) {
 	}
 }
 
-// Where nothing was ever switched, the list is empty, and that is no error.
+// If nothing was ever switched, the list is empty, and that is no error.
 func TestEmptyListIsBelieved(t *testing.T) {
 	for name, list := range map[string]func([]string) ([]string, error){
 		"empty": nil,

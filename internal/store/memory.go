@@ -12,23 +12,23 @@ import (
 	"example.com/caddy-maintenance/internal/site"
 )
 
-// Memory is what an instance last knew of sites that are not off, in a file of its own. It
-// outlives the process, and what becomes of the storage meanwhile.
+// Memory keeps what an instance last knew about sites that are not off, in a local file. It
+// survives restarts, and losses of the storage.
 //
-// The file has a line for each change, the last one of a site counts. It is written anew
-// when a process begins to use it; several processes can add to it.
+// The file has a line for each change; the last line of a site counts. Several processes can
+// append to it. A process that begins to use the file may compact it.
 type Memory struct {
-	path      string // none: nothing is kept
+	path      string // empty if nothing is kept
 	durations site.DurationParser
 
 	mu      sync.Mutex
-	records map[memoryKey]json.RawMessage // as the file has them; nil: not read yet
-	pending []byte                        // lines that have still to be written
+	records map[memoryKey]json.RawMessage // as in the file; nil before it is read
+	pending []byte                        // lines that are not written yet
 
 	saving sync.Mutex // held while the file is written
 }
 
-// memoryKey is a site of a storage.
+// memoryKey identifies a site of a storage.
 type memoryKey struct {
 	Storage string `json:"storage,omitempty"`
 	Site    string `json:"site"`
@@ -37,15 +37,15 @@ type memoryKey struct {
 // memoryLine is a line of the file.
 type memoryLine struct {
 	memoryKey
-	Record json.RawMessage `json:"record,omitempty"` // none: the site is off
+	Record json.RawMessage `json:"record,omitempty"` // missing if the site is off
 }
 
-// NewMemory returns the memory that is in the file. Without a path it keeps nothing.
+// NewMemory returns the memory in a file. Without a path it keeps nothing.
 func NewMemory(path string, durations site.DurationParser) *Memory {
 	return &Memory{path: path, durations: durations}
 }
 
-// Record returns what was last known of a site of a storage, nil if the site was off or is
+// Record returns the last known record of a site of a storage, nil if the site was off or is
 // not known.
 func (m *Memory) Record(storage, name string) *site.Record {
 	m.mu.Lock()
@@ -75,7 +75,7 @@ func (m *Memory) Sites(storage string) (names []string) {
 	return names
 }
 
-// read reads the file, once. What cannot be read is not known.
+// read reads the file once. It ignores what cannot be read.
 func (m *Memory) read() {
 	if m.records != nil {
 		return
@@ -90,7 +90,7 @@ func (m *Memory) read() {
 		lines++
 		var l memoryLine
 		if json.Unmarshal(line, &l) != nil {
-			continue // the process ended while it wrote this
+			continue // a process ended while writing this line
 		}
 		if delete(m.records, l.memoryKey); l.Record != nil {
 			m.records[l.memoryKey] = l.Record
@@ -101,7 +101,7 @@ func (m *Memory) read() {
 	}
 }
 
-// rewrite leaves the lines that count. If that fails, they are all still there.
+// rewrite compacts the file to the lines that count. If that fails, the file is unchanged.
 func (m *Memory) rewrite() {
 	var lines []byte
 	for key, record := range m.records {
@@ -120,13 +120,13 @@ func (m *Memory) rewrite() {
 func appendLine(lines []byte, l memoryLine) []byte {
 	raw, err := json.Marshal(l)
 	if err != nil {
-		return lines // which a record that was parsed does not come to
+		return lines // cannot happen for a parsed record
 	}
 	return append(append(lines, raw...), '\n')
 }
 
-// Keep keeps the record of a site that is not off, and drops that of one that is. Save
-// writes that to the file.
+// Keep remembers the record of a site that is not off, and forgets that of a site that is.
+// Save writes this to the file.
 func (m *Memory) Keep(storage, name string, st *site.State) {
 	r := st.Record()
 	if m.path == "" || r == nil {
@@ -161,7 +161,7 @@ func (m *Memory) Save() error {
 	err := m.write(lines)
 	if err != nil {
 		m.mu.Lock()
-		m.pending = append(lines, m.pending...) // for the next time
+		m.pending = append(lines, m.pending...) // for the next call
 		m.mu.Unlock()
 	}
 	return err
@@ -176,7 +176,7 @@ func (m *Memory) write(lines []byte) error {
 	if err != nil {
 		return err
 	}
-	// A line that another process has not ended is one of its own.
+	// The line break ends a line that another process may have left incomplete.
 	_, err = file.Write(append([]byte("\n"), lines...))
 	return errors.Join(err, file.Close())
 }

@@ -16,56 +16,55 @@ import (
 
 const reportsPath = "maintenance/instances"
 
-// ReportInterval is how often an instance reports, also if nothing has changed.
+// ReportInterval is how often an instance reports, even if nothing has changed.
 const ReportInterval = 30 * time.Second
 
-// ErrDown says that a storage answers, but not with what is in it.
+// ErrDown says that a storage answers, but does not find what has been stored.
 var ErrDown = errors.New("the storage seems to be down: it finds nothing, not even what this instance has just stored")
 
-// errNotReported says that a storage has not stored the report of this instance, by which to
-// see whether it answers.
+// errNotReported says that the report of this instance, which would show whether the storage
+// finds what it has, could not be stored yet.
 var errNotReported = errors.New("the storage seems to be down: it finds nothing, and this instance has not been able to store anything yet")
 
-// Report is what an instance says of itself.
+// Report is what an instance reports about itself.
 type Report struct {
 	Host         string             `json:"instance"`
-	Config       string             `json:"config"` // that has said so
-	Clock        time.Time          `json:"clock"`  // its own, when it wrote this
+	Config       string             `json:"config"` // the config that reports
+	Clock        time.Time          `json:"clock"`  // the instance's time of the report
 	SyncInterval time.Duration      `json:"sync_interval"`
 	Stopping     bool               `json:"stopping,omitempty"`
-	Applied      string             `json:"applied,omitempty"` // the last entry of the journal that it has applied
-	Behind       []string           `json:"behind,omitempty"`  // the sites of the journal whose records it could not read
-	Absent       []string           `json:"absent,omitempty"`  // the sites of the journal that its config does not have
-	Closed       []string           `json:"closed,omitempty"`  // the sites of the journal that are closed there
-	Sites        map[string]Traffic `json:"sites,omitempty"`   // closed sites that have requests
+	Applied      string             `json:"applied,omitempty"` // the ID of the last entry of the journal that it has applied
+	Behind       []string           `json:"behind,omitempty"`  // sites of the journal whose records it has not read or applied yet
+	Absent       []string           `json:"absent,omitempty"`  // sites of the journal that its config does not have
+	Closed       []string           `json:"closed,omitempty"`  // sites of the journal that are closed there
+	Sites        map[string]Traffic `json:"sites,omitempty"`   // closed sites with requests
 }
 
-// Traffic is how many requests of a site there are.
+// Traffic is the number of requests of a site.
 type Traffic struct {
 	InFlight int64 `json:"in_flight"`
 	Held     int64 `json:"held"`
 }
 
-// Patience is how long an instance may take to apply an entry of the journal before it is
-// called silent.
+// Patience is how long an instance may take to apply an entry of the journal before it counts
+// as silent.
 func (r *Report) Patience() time.Duration {
 	return 3*max(0, min(r.SyncInterval, VerifyInterval)) + 3*time.Second
 }
 
-// Self is the instance that this process is. Its report is in every storage that its
-// configs use.
+// Self is the instance of this process. Its report is in every storage that its configs use.
 type Self struct {
 	mu        sync.Mutex
 	name      string
-	raw       []byte // the last report that was stored; nil: there is none
+	raw       []byte // the last report that was stored; nil if there is none
 	reporting bool   // it has begun to report
 }
 
-// NewSelf returns the instance that has its report under a name.
+// NewSelf returns the instance whose report has that name.
 func NewSelf(name string) *Self { return &Self{name: name} }
 
-// NewName returns a name for the report of an instance that nobody else has: the host's, and
-// what is random.
+// NewName returns a unique name for the report of an instance: the host's name and a random
+// suffix.
 func NewName(host string) string {
 	var random [4]byte
 	_, _ = rand.Read(random[:])
@@ -79,21 +78,22 @@ func (s *Self) Name() string {
 	return s.name
 }
 
-// Adopt takes the name of another process, which has ended, before the first report.
+// Adopt takes over the name of a process that has ended. It must be called before the first
+// report.
 func (s *Self) Adopt(name string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.name = name
 }
 
-// Reports reports whether there is, or may be, a report of this instance in the storage.
+// Reports reports whether the storage may have a report of this instance.
 func (s *Self) Reports() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.reporting
 }
 
-// set takes the report that was stored, nil if that has only begun.
+// set notes that this instance reports, and the report that was stored unless it is nil.
 func (s *Self) set(raw []byte) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -109,8 +109,8 @@ func (s *Self) forget() {
 	s.raw, s.reporting = nil, false
 }
 
-// stored returns the report that was stored last. It returns nil, and no error, if this
-// instance does not report.
+// stored returns the report that was last stored. If this instance does not report, it returns
+// nil and no error.
 func (s *Self) stored() ([]byte, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -122,7 +122,7 @@ func (s *Self) stored() ([]byte, error) {
 
 func reportKey(name string) string { return reportsPath + "/" + name + ".json" }
 
-// Report stores what this instance says of itself.
+// Report stores the report of this instance.
 func (s *Store) Report(ctx context.Context, r Report) error {
 	s.self.set(nil)
 	raw, err := json.Marshal(r)
@@ -144,7 +144,7 @@ func (s *Store) Retire(ctx context.Context) error {
 	return s.Forget(ctx, s.self.Name())
 }
 
-// RetireIfFrom removes the report of this instance if it is one of that config.
+// RetireIfFrom removes the report of this instance if that config stored it.
 func (s *Store) RetireIfFrom(ctx context.Context, config string) error {
 	raw, err := await(ctx, s.begin(ctx, reportKey(s.self.Name())))
 	if errors.Is(err, fs.ErrNotExist) {
@@ -165,14 +165,14 @@ func (s *Store) Forget(ctx context.Context, name string) error {
 	return err
 }
 
-// check is what it has come to when it was checked whether the storage answers.
+// check is the result of checking whether the storage finds what it has.
 type check struct {
 	began time.Time
 	err   error
 }
 
-// checkAnswers tells a storage that has nothing from one that does not answer, after it has
-// said that something is not there. Reads that end at the same time share a check.
+// checkAnswers returns an error if the storage does not find what it has. It is called after a
+// read, which ended then, has found nothing. Reads that end at the same time share a check.
 func (s *Store) checkAnswers(ctx context.Context, ended time.Time) error {
 	if err := s.checking.take(ctx); err != nil {
 		return err
@@ -185,8 +185,8 @@ func (s *Store) checkAnswers(ctx context.Context, ended time.Time) error {
 	return s.checked.err
 }
 
-// findReport reads the report of this instance, which must be there. One that is missing is
-// stored again, since the storage may have been emptied.
+// findReport reads the report of this instance, which must be there. If it is missing, it is
+// stored and read again: the storage may have been emptied.
 func (s *Store) findReport(ctx context.Context) error {
 	raw, err := s.self.stored()
 	switch {
@@ -215,8 +215,8 @@ func (s *Store) findReport(ctx context.Context) error {
 	return err
 }
 
-// listReports returns the names of all reports that are there. A list that does not have that
-// of this instance is not complete.
+// listReports returns the names of all reports. A list without the report of this instance is
+// incomplete.
 func (s *Store) listReports(ctx context.Context) ([]string, error) {
 	return s.list(ctx, reportsPath, func(names []string) bool {
 		raw, _ := s.self.stored()

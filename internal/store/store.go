@@ -1,16 +1,16 @@
-// Package store keeps the records of sites in a storage that several instances may share:
-// it reads them, switches them, writes them again where the storage has lost them, finds
-// out which of them other instances have switched, and what those have made of it.
+// Package store keeps the records of sites in a storage that several instances may share. It
+// reads and switches records, restores those that the storage has lost, follows the switches
+// of other instances, and finds out which instances have applied a switch.
 //
 //	sites/<name>.json   a record (store.go)
-//	journal.json        what was switched last (journal.go); who follows reads only that (follow.go)
-//	instances/<x>.json  what an instance says of itself (report.go), which others read (fleet.go)
+//	journal.json        the latest switches (journal.go); followers read only this (follow.go)
+//	instances/<x>.json  an instance's report about itself (report.go); others read it (fleet.go)
 //
-// What must outlive the storage is in a file beside it (memory.go).
+// A local file keeps what must survive the loss of the storage (memory.go).
 //
-// Nothing waits for the storage longer than Timeout. What a read or a switch changes in
-// memory comes back as changes, for the caller to pass on; nothing is logged here. The
-// package knows a storage by the few methods that it needs, and does not know Caddy.
+// Nothing waits for the storage longer than Timeout. Reads and switches return the changes in
+// memory, and the caller passes them on. The package does not log. It accesses a storage by the
+// few methods that it needs, and does not know Caddy.
 package store
 
 import (
@@ -33,8 +33,8 @@ import (
 	"example.com/caddy-maintenance/internal/site"
 )
 
-// Storage is what is needed of a storage. Load returns an error that is fs.ErrNotExist
-// where there is no value.
+// Storage is the part of a Caddy storage that this package needs. Load returns an error that
+// is fs.ErrNotExist if there is no value.
 type Storage interface {
 	Load(ctx context.Context, key string) ([]byte, error)
 	Store(ctx context.Context, key string, value []byte) error
@@ -43,10 +43,10 @@ type Storage interface {
 }
 
 const (
-	// Timeout is how long anything waits for the storage.
+	// Timeout is the longest time that anything waits for the storage.
 	Timeout = 10 * time.Second
 
-	// MaxReads is how many reads are under way at once.
+	// MaxReads is the maximum number of reads at once.
 	MaxReads = 32
 )
 
@@ -69,31 +69,31 @@ func (e *NotStoredError) Error() string {
 
 func (e *NotStoredError) Unwrap() error { return e.Err }
 
-// Store is the records in a storage.
+// Store gives access to the records in a storage.
 type Store struct {
 	ctx       context.Context // ends with the config
 	storage   Storage
 	durations site.DurationParser
 	self      *Self
 
-	writing  turn         // of who changes the journal
-	checking turn         // of who checks whether the storage answers
-	checked  check        // the last time; guarded by checking
+	writing  turn         // to change the journal
+	checking turn         // to check whether the storage finds what it has
+	checked  check        // the last one; guarded by checking
 	trusted  bool         // see TrustAbsence
 	emptied  atomic.Int64 // how often the storage has lost the report of this instance
 
 	addedMu sync.Mutex
-	added   map[string]time.Time // when an entry of a site was last added
-	pruned  time.Time            // when old ones were last removed
+	added   map[string]time.Time // when this instance last added an entry of each site
+	pruned  time.Time            // when old times were last removed
 
-	// reads limits the reads under way, and so what a storage that hangs can tie up.
-	// stalled is set once one has waited in vain: the others do not each wait in their turn.
+	// reads limits the reads at once, and so what a storage that hangs can tie up. stalled is
+	// set when one has timed out, so that the others do not wait one after the other.
 	reads   *semaphore.Weighted
 	stalled atomic.Bool
 }
 
-// New returns the records in a storage, as an instance sees them. Durations parses those
-// in a record. When ctx has ended, nothing goes on that nobody waits for.
+// New returns a Store for an instance. durations parses the durations in records. Background
+// work ends with ctx.
 func New(ctx context.Context, storage Storage, durations site.DurationParser, self *Self) *Store {
 	return &Store{
 		ctx: ctx, storage: storage, durations: durations, self: self,
@@ -102,24 +102,24 @@ func New(ctx context.Context, storage Storage, durations site.DurationParser, se
 	}
 }
 
-// TrustAbsence says that the storage is one that says what has failed: that something is not
-// there is believed though the report of this instance cannot be stored. A disk that is full
-// closes no site that was never switched.
+// TrustAbsence says that the storage reliably tells a missing value from a failure. Then a value
+// counts as missing even if the report of this instance could not be stored, so that a full disk
+// does not close a site that was never switched.
 func (s *Store) TrustAbsence() { s.trusted = true }
 
 const sitesPath = "maintenance/sites"
 
-// Key is where the record of a site is stored. Percent-encoding keeps : and * out of file
-// names, which not every system takes.
+// Key returns the key of a site's record. Percent-encoding keeps : and * out of file names,
+// since not every system allows them.
 func Key(name string) string { return sitesPath + "/" + url.QueryEscape(name) + ".json" }
 
-// storageContext ends when the storage has had its time, or with ctx.
+// storageContext returns a context that ends after Timeout with ErrSilent, or with ctx.
 func storageContext(ctx context.Context) (context.Context, context.CancelFunc) {
 	return context.WithTimeoutCause(ctx, Timeout, ErrSilent)
 }
 
-// inTime does something with the storage, and returns when that is done or ctx has ended,
-// whether or not the storage obeys it.
+// inTime calls a function that uses the storage, and returns when it returns or ctx ends, even
+// if the storage ignores ctx.
 func inTime[T any](ctx context.Context, do func() (T, error)) (T, error) {
 	done := make(chan result[T], 1)
 	go func() {
@@ -143,7 +143,7 @@ func await[T any](ctx context.Context, done <-chan result[T]) (T, error) {
 	}
 }
 
-// turn is what one takes at a time.
+// turn is a lock that can be waited for with a context.
 type turn chan struct{}
 
 func newTurn() turn { return make(turn, 1) }
@@ -166,9 +166,9 @@ func (s *Store) storeInTime(ctx context.Context, key string, value []byte) error
 
 // Reading
 
-// begin begins to read a key. It waits for its turn where many reads are under way, so
-// that a config of many sites neither starts as many goroutines nor has the last of them
-// give up before it has begun. A read that hangs does so on its own; see await.
+// begin begins to read a key. If MaxReads reads are under way, it waits, so that a config with
+// many sites starts few goroutines and no read times out before it begins. A read that hangs
+// does not block its caller, who awaits the result.
 func (s *Store) begin(ctx context.Context, key string) <-chan result[[]byte] {
 	return begin(ctx, s, func() ([]byte, error) { return s.storage.Load(ctx, key) })
 }
@@ -195,17 +195,17 @@ func begin[T any](ctx context.Context, s *Store, read func() (T, error)) <-chan 
 	return done
 }
 
-// noteStalled notes that a read has waited in vain, if ctx says so.
+// noteStalled notes that a read has timed out, if ctx says so.
 func (s *Store) noteStalled(ctx context.Context) {
 	if errors.Is(context.Cause(ctx), ErrSilent) {
 		s.stalled.Store(true)
 	}
 }
 
-// Read begins to read the record of a site, and sends what that has come to.
+// Read begins to read the record of a site, and sends the result.
 //
-// A read that fails while another one is under way is tentative: a config that ends fails
-// its reads, and tells nothing about the record.
+// A read is tentative while another one of the same site is under way. When a config ends, its
+// reads fail, and that says nothing about the record.
 func (s *Store) Read(ctx context.Context, target *site.Site) <-chan site.Read {
 	target.Reading.Add(1)
 	ctx, cancel := storageContext(ctx)
@@ -226,7 +226,7 @@ func (s *Store) Read(ctx context.Context, target *site.Site) <-chan site.Read {
 	return done
 }
 
-// parse returns what reading a record has come to, which is there or not.
+// parse returns the result of reading a record. there says whether the record exists.
 func (s *Store) parse(target *site.Site, there bool, raw []byte, err error) (read site.Read) {
 	if err == nil && there {
 		read.Record, err = site.ParseRecord(raw, s.durations)
@@ -249,17 +249,17 @@ func versionOf(r *site.Record) int64 {
 
 // Listing
 
-// listAttempts is how often a storage is listed at once. One of files fails, or stops half
-// way, if a file goes while it lists them; each value that is stored makes one go.
+// listAttempts is how often an incomplete listing is repeated. A storage of files fails, or
+// stops half way, if a file is removed meanwhile; each stored value removes a temporary one.
 const listAttempts = 10
 
-// emptyAttempts is how often it is listed if it says that there is nothing.
+// emptyAttempts is how often an empty listing is repeated.
 const emptyAttempts = 3
 
-// errNotListed says that a list does not have what must be in it.
+// errNotListed says that a list lacks something that is in the storage.
 var errNotListed = errors.New("the storage returned an incomplete list")
 
-// list returns the names in a directory, none if there is no such directory.
+// list returns the names in a directory. It returns none if there is no such directory.
 func (s *Store) list(ctx context.Context, directory string, isComplete func(names []string) bool) ([]string, error) {
 	found := false
 	for attempt := range listAttempts {
@@ -282,8 +282,8 @@ func (s *Store) list(ctx context.Context, directory string, isComplete func(name
 	return nil, errNotListed
 }
 
-// namesOf returns the names in keys of JSON. Others are being written, or are in another
-// directory, which some storages list with it.
+// namesOf returns the names of the JSON files among keys. It skips files that are being written,
+// and those of other directories, which some storages list as well.
 func namesOf(keys []string, directory string) []string {
 	var names []string
 	for _, key := range keys {
@@ -295,15 +295,15 @@ func namesOf(keys []string, directory string) []string {
 	return names
 }
 
-// Listing is what listing the records has come to.
+// Listing is the result of listing the records.
 type Listing struct {
-	Names []string // of the sites that have a record, or should have one
+	Names []string // of the sites that have or should have a record
 	site.Read
 }
 
-// List begins to list the sites that have a record, in place of reading one of target, and
-// sends what that has come to. It adds those that were last known to be closed, and those of
-// the journal, for what is there can be lost.
+// List begins to list the sites that have a record, instead of reading one for target, and sends
+// the result. It adds the sites in closed and those of the journal, since the storage may have
+// lost their records.
 func (s *Store) List(ctx context.Context, target *site.Site, closed []string) <-chan Listing {
 	target.Reading.Add(1)
 	done := make(chan Listing, 1)
@@ -328,10 +328,9 @@ func (s *Store) List(ctx context.Context, target *site.Site, closed []string) <-
 	return done
 }
 
-// listSites lists the sites that have a record. A storage says that there are fewer than there
-// are if it is down, and some do if they list another way than is meant. So the list has to
-// have those of these sites that have a record, and the same storage has to list the report of
-// this instance.
+// listSites lists the sites that have a record. A storage may list too few when it is down, or
+// because it lists differently from others. So the list must have those of some that have a
+// record, and the storage must also list the report of this instance.
 func (s *Store) listSites(ctx context.Context, some []string) ([]string, error) {
 	names, err := s.listOnce(ctx, some)
 	if errors.Is(err, errNotListed) {
@@ -358,7 +357,7 @@ func (s *Store) listOnce(ctx context.Context, some []string) ([]string, error) {
 		}
 	}
 	if len(there) == 0 {
-		some = append(slices.Clip(some), "") // to see how reading one fails
+		some = append(slices.Clip(some), "") // to check that reading a missing record works
 	}
 	for _, name := range some {
 		if there[name] {
@@ -376,8 +375,7 @@ func (s *Store) listOnce(ctx context.Context, some []string) ([]string, error) {
 
 // Switching
 
-// TakeTurn waits until no other switch of the site is under way. The caller has to end
-// its turn.
+// TakeTurn waits until no other switch of the site is under way. The caller must call EndTurn.
 func (s *Store) TakeTurn(target *site.Site) error {
 	timer := time.NewTimer(Timeout)
 	defer timer.Stop()
@@ -389,8 +387,8 @@ func (s *Store) TakeTurn(target *site.Site) error {
 	}
 }
 
-// TryTurn takes the site's turn if no switch of it is under way, and reports whether it
-// did. The caller has to end its turn.
+// TryTurn takes the site's turn if no switch of it is under way, and reports whether it did. If
+// so, the caller must call EndTurn.
 func (s *Store) TryTurn(target *site.Site) bool {
 	select {
 	case target.Turn <- struct{}{}:
@@ -403,11 +401,11 @@ func (s *Store) TryTurn(target *site.Site) bool {
 // EndTurn lets the next switch of the site begin.
 func (s *Store) EndTurn(target *site.Site) { <-target.Turn }
 
-// Switch switches a site: in storage, then in memory. It reads the record first, since
-// another instance may have switched the site, and tells of it in the journal before it
-// stores the record and when it has. It yields what changes in memory on the
-// way; if it fails, an error comes last. The caller has the site's turn, and sees it through:
-// a switch that has begun does not end before its time.
+// Switch switches a site, first in storage and then in memory. It begins by reading the record,
+// since another instance may have switched the site. It adds an entry to the journal before and
+// after it stores the record. It yields the changes in memory; if it fails, an error comes last.
+// The caller must have the site's turn, and must not stop before the end: a switch that has
+// begun goes on until it is done or Timeout has passed.
 func (s *Store) Switch(target site.Configured, m site.Mutation, cause site.Cause) iter.Seq2[site.Change, error] {
 	return func(yield func(site.Change, error) bool) {
 		ctx, cancel := storageContext(context.Background())
@@ -443,18 +441,17 @@ func (s *Store) Switch(target site.Configured, m site.Mutation, cause site.Cause
 			if published {
 				return
 			}
-			// Another instance has switched the site at the same time, and this one came to
-			// know of that record before its own was in memory.
+			// Another instance switched the site at the same time, and its record was applied
+			// here first. Switch again on top of it.
 		}
 	}
 }
 
-// mutate returns the record that a switch makes of what has been read, nil if nothing is
-// to change.
+// mutate returns the record that results from a switch after a read, nil if nothing changes.
 func mutate(ctx context.Context, target site.Configured, read site.Read, m site.Mutation) (*site.Record, error) {
 	err := read.Err
 	if err == nil && ctx.Err() != nil {
-		err = context.Cause(ctx) // too late: the client has been told that it failed
+		err = context.Cause(ctx) // too late: the client has got an error
 	}
 	if err != nil && !errors.Is(err, site.ErrInvalid) && !errors.Is(err, site.ErrOutdated) {
 		return nil, fmt.Errorf("%w; nothing has changed; try again when the storage answers", err)
@@ -470,8 +467,9 @@ func (s *Store) load(ctx context.Context, target *site.Site) site.Read {
 	return s.parse(target, true, raw, err)
 }
 
-// commit stores a record. Whoever follows looks at the record for a while when it has seen
-// the switch begin: should this instance end half way, all others come to the same.
+// commit stores a record. The journal says beforehand that the switch has begun, and followers
+// then read the record for a while: if this instance crashes half way, they all end up with the
+// same state.
 func (s *Store) commit(ctx context.Context, target *site.Site, r *site.Record) error {
 	e := Entry{Site: target.Name, Version: r.Version, Enabled: r.Enabled}
 	if _, err := s.add(ctx, e); err != nil {
@@ -484,8 +482,8 @@ func (s *Store) commit(ctx context.Context, target *site.Site, r *site.Record) e
 	return nil
 }
 
-// addDone adds to the journal that a record is stored. The record is what counts: if that
-// fails, it is tried again, and others find it by themselves in the end.
+// addDone adds to the journal that a record is stored. If that fails, it is tried again later;
+// the switch is valid, and others find the record at the latest when they verify it.
 func (s *Store) addDone(ctx context.Context, target *site.Site, r *site.Record) {
 	target.NoteStored(r.Version)
 	e := Entry{Site: target.Name, Version: r.Version, Enabled: r.Enabled, Done: true}
@@ -494,7 +492,7 @@ func (s *Store) addDone(ctx context.Context, target *site.Site, r *site.Record) 
 	go s.lookAgain(e, with)
 }
 
-// addedFor is how long entries that this instance has added are remembered.
+// addedFor is how long this instance remembers entries that it has added.
 const addedFor = 5 * time.Minute
 
 // noteAdded remembers an entry.
@@ -509,7 +507,7 @@ func (s *Store) noteAdded(e Entry) {
 	s.added[e.Site] = now
 }
 
-// addedLately returns the sites of entries that were added in the last minutes.
+// addedLately returns the sites of entries that this instance has added in the last minutes.
 func (s *Store) addedLately() []string {
 	s.addedMu.Lock()
 	defer s.addedMu.Unlock()
@@ -526,21 +524,21 @@ func (s *Store) AddEntry(ctx context.Context, target *site.Site) {
 	}
 }
 
-// Load reads the record of a site, and returns what that has come to.
+// Load reads the record of a site, and waits for the result.
 func (s *Store) Load(ctx context.Context, target *site.Site) site.Read {
 	ctx, cancel := storageContext(ctx)
 	defer cancel()
 	return s.load(ctx, target)
 }
 
-// Lacks reports whether what was read shows that the storage lacks the record of the
-// state, or holds an older one. A read that failed shows nothing.
+// Lacks reports whether a read shows that the storage lacks the record of the state or has an
+// older one. A failed read does not show that.
 func Lacks(read site.Read, st *site.State) bool {
 	return (read.Err == nil || errors.Is(read.Err, site.ErrInvalid)) && st.NewerThan(read.Record)
 }
 
-// Restore stores the state in memory again if what was read lacks it, or is older. It
-// reports whether it did. The caller has the site's turn, and tells others.
+// Restore stores the record in memory again if the storage Lacks it, and reports whether it did.
+// The caller must have the site's turn, and tells other instances by AddEntry.
 func (s *Store) Restore(ctx context.Context, target *site.Site, read site.Read) (stored bool, err error) {
 	st := target.Current()
 	if !Lacks(read, st) || ctx.Err() != nil {

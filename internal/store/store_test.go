@@ -26,8 +26,8 @@ type memory struct {
 	values map[string][]byte
 	counts map[string]int // of "load" and "store", and of each with a key
 	fault  func(ctx context.Context, op, key string) error
-	list   func(keys []string) ([]string, error) // what becomes of a list
-	after  func(key string)                      // what comes before the answer to a store
+	list   func(keys []string) ([]string, error) // changes a list
+	after  func(key string)                      // runs after a store, before its answer
 }
 
 func newMemory() *memory {
@@ -115,7 +115,7 @@ func (m *memory) count(what string) int {
 	return m.counts[what]
 }
 
-// reads is how many records were read.
+// reads returns how many records were read.
 func (m *memory) reads() (n int) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -163,7 +163,7 @@ func hangOn(what string) func(context.Context, string, string) error {
 	}
 }
 
-// instance is what an instance makes of the storage.
+// instance is an instance on the storage.
 type instance struct {
 	*Store
 	follower *Follower
@@ -183,7 +183,7 @@ func newInstance(t *testing.T, m *memory, names ...string) *instance {
 	return i
 }
 
-// siteMap is sites that are all in memory.
+// siteMap is a set of sites that are all in memory.
 type siteMap map[string]*Followed
 
 func (m siteMap) All() iter.Seq[*Followed] { return maps.Values(m) }
@@ -198,7 +198,7 @@ func (i *instance) site(name string) *site.Site { return i.sites[name].Site }
 
 func (i *instance) word(name string) string { return site.View{State: i.site(name).Current()}.Word() }
 
-// tick looks for switches, reads what is to be read, and reports.
+// tick looks for switches, reads the records that it must, and reports.
 func (i *instance) tick(ctx context.Context) Tick {
 	tick := i.follower.Tick(ctx, time.Now())
 	for _, f := range tick.ToRead {
@@ -223,7 +223,7 @@ func (i *instance) tick(ctx context.Context) Tick {
 	return tick
 }
 
-// follow does what an instance does each interval.
+// follow does what an instance does in each interval.
 func (i *instance) follow(t *testing.T) {
 	t.Helper()
 	i.tick(t.Context())
@@ -290,7 +290,7 @@ func TestSwitchIsStoredBeforeItIsPublished(t *testing.T) {
 	}
 }
 
-// What a switch says when the storage fails, and that nothing has changed then.
+// The error of a switch when the storage fails. Nothing has changed then.
 func TestSwitchThatFailsChangesNothing(t *testing.T) {
 	const (
 		nothing = "reading state of site shop: disk full; nothing has changed; try again when the storage answers"
@@ -348,7 +348,7 @@ func TestNothingWaitsForEver(t *testing.T) {
 				t.Errorf("got %v after %s", got.Err, time.Since(began))
 			}
 		}
-		// Others do not wait in their turn, until the next look.
+		// Other reads fail at once, until the next tick.
 		if got := <-i.Read(t.Context(), i.site("shop")); !errors.Is(got.Err, ErrSilent) || time.Since(began) != Timeout {
 			t.Errorf("got %v after %s", got.Err, time.Since(began))
 		}
@@ -359,8 +359,8 @@ func TestNothingWaitsForEver(t *testing.T) {
 	})
 }
 
-// A config that ends fails its reads. While another one reads the record, too, that tells
-// nothing, and those who wait for the site go on waiting.
+// When a config ends, its reads fail. While another config also reads the record, such a failure
+// does not count, and requests keep waiting for the site.
 func TestReadThatFailsWhileAnotherIsUnderWayIsTentative(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m := newMemory()
@@ -383,7 +383,7 @@ func TestReadThatFailsWhileAnotherIsUnderWayIsTentative(t *testing.T) {
 	})
 }
 
-// No more than so many reads are under way.
+// No more than MaxReads reads are under way at once.
 func TestReadsAreLimited(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m := newMemory()
@@ -424,8 +424,8 @@ func TestReadsAreLimited(t *testing.T) {
 	})
 }
 
-// Two instances have read before either has stored: the older record is stored last. The
-// switch that was overtaken is stored once more, and is in force when it is answered.
+// Two instances read before either has stored, and the older record is stored last. The switch that
+// was overtaken is stored once more, and is in effect when it is answered.
 //
 // G4
 func TestSwitchThatIsOvertakenIsStoredAgain(t *testing.T) {
@@ -437,7 +437,7 @@ func TestSwitchThatIsOvertakenIsStoredAgain(t *testing.T) {
 		if err := b.switchSite("shop", site.Off{}); err != nil {
 			t.Error(err)
 		}
-		read := <-a.Read(t.Context(), a.site("shop")) // and a comes to know of it
+		read := <-a.Read(t.Context(), a.site("shop")) // a applies it
 		for range a.site("shop").Apply(read, site.Cause{Source: site.SourceSync}, time.Now()) {
 		}
 	}
@@ -459,8 +459,8 @@ func TestSwitchThatIsOvertakenIsStoredAgain(t *testing.T) {
 	}
 }
 
-// A switch that could not be stored, as far as anybody can tell, comes to be stored after
-// the next one, however close that follows: the next one holds.
+// A switch that seemed to fail is stored after the next one after all, however soon that follows.
+// The next one still wins.
 func TestStoreThatLandsLateLosesToTheNextSwitch(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m := newMemory()
@@ -496,8 +496,7 @@ func TestStoreThatLandsLateLosesToTheNextSwitch(t *testing.T) {
 	})
 }
 
-// G4: a switch is one of what another instance has stored, though this one has not yet
-// come to know of it.
+// G4: a switch applies to what another instance has stored, even if this one does not know it yet.
 func TestSwitchReadsWhatAnotherInstanceHasSwitched(t *testing.T) {
 	m := newMemory()
 	a, b := newInstance(t, m, "shop"), newInstance(t, m, "shop")
@@ -525,7 +524,7 @@ func TestSwitchesOfInstancesWhoseClocksDiffer(t *testing.T) {
 			m := newMemory()
 			i := newInstance(t, m, "shop")
 			i.tick(t.Context())
-			// other is a switch at the other instance, which knows of the last one here.
+			// other is a switch on the other instance, which knows the last one here.
 			other := func(enabled bool) {
 				version := max(time.Now().Add(skew).UnixMicro(), i.site("shop").Current().Version()+1)
 				m.set(Key("shop"), fmt.Sprintf(`{"version": %d, "enabled": %t}`, version, enabled))
@@ -559,8 +558,7 @@ func TestSwitchesOfInstancesWhoseClocksDiffer(t *testing.T) {
 	}
 }
 
-// A record that the storage has lost is stored again, and one that is newer there is not
-// replaced.
+// A record that the storage has lost is stored again. A newer one there is not replaced.
 func TestRestore(t *testing.T) {
 	m := newMemory()
 	a, b := newInstance(t, m, "shop"), newInstance(t, m, "shop")
@@ -589,7 +587,7 @@ func TestRestore(t *testing.T) {
 	if stored, err := a.Restore(t.Context(), a.site("shop"), read); stored || err != nil || m.get(Key("shop")) != newer {
 		t.Errorf("what another instance has stored was replaced: %t, %v, %s", stored, err, m.get(Key("shop")))
 	}
-	// What cannot be read is not known to be lost.
+	// A record that cannot be read is not known to be lost.
 	m.setFault(failOn("load"))
 	read = a.Load(t.Context(), a.site("shop"))
 	if stored, _ := a.Restore(t.Context(), a.site("shop"), read); stored {
@@ -597,8 +595,8 @@ func TestRestore(t *testing.T) {
 	}
 }
 
-// G4, G12: others are followed by one read an interval, however many sites there are; a
-// switch is one more; and once a minute each record is read by one of the instances.
+// G4, G12: following takes one read per interval, regardless of the number of sites, and one more
+// per switch. Once a minute, one of the instances reads each record.
 func TestFollowing(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m := newMemory()
@@ -653,7 +651,7 @@ func TestFollowing(t *testing.T) {
 	})
 }
 
-// G12: what a switch asks of the storage does not grow with the number of sites.
+// G12: the storage accesses of a switch do not grow with the number of sites.
 func TestSwitchCostsTheSameHoweverManySitesThereAre(t *testing.T) {
 	for _, sites := range []int{1, 1000} {
 		synctest.Test(t, func(t *testing.T) {
@@ -673,7 +671,7 @@ func TestSwitchCostsTheSameHoweverManySitesThereAre(t *testing.T) {
 			if loads, stores = m.count("load")-loads, m.count("store")-stores; loads != 3 || stores != 3 {
 				t.Errorf("of %d sites: a switch took %d reads and %d writes", sites, loads, stores)
 			}
-			time.Sleep(10 * time.Second) // it looks twice whether the journal still has it
+			time.Sleep(10 * time.Second) // it checks twice that the journal still has the entry
 			before := m.reads()
 			if b.tick(t.Context()); m.reads()-before != 1 || b.word("shop") != "on" {
 				t.Errorf("of %d sites: to follow took %d records", sites, m.reads()-before)
@@ -682,8 +680,8 @@ func TestSwitchCostsTheSameHoweverManySitesThereAre(t *testing.T) {
 	}
 }
 
-// What is told of records that cannot be read: once when there are more, and when there
-// are none any more. An outage of the storage is told once, and when it is over.
+// Records that cannot be read are reported once when there are new ones, and when there are none
+// any more. An outage of the storage is reported when it begins and when it ends.
 func TestOutagesAreToldOnce(t *testing.T) {
 	m := newMemory()
 	i := newInstance(t, m, "shop", "wiki")
@@ -716,7 +714,7 @@ func TestOutagesAreToldOnce(t *testing.T) {
 	}
 }
 
-// A site that has never been known is read again at each look, until it is.
+// A site whose state was never known is read again at each tick until it is.
 func TestUnknownSiteIsReadUntilItIsKnown(t *testing.T) {
 	m := newMemory()
 	m.set(Key("shop"), "not a record")
@@ -739,7 +737,7 @@ func TestUnknownSiteIsReadUntilItIsKnown(t *testing.T) {
 	}
 }
 
-// Without following, the marker is not read, and what could not be read before is.
+// Without following, the journal is not read, but records that could not be read before are.
 func TestFollowerThatIsOff(t *testing.T) {
 	m := newMemory()
 	m.setFault(failOn("load " + Key("shop")))
