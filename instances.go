@@ -66,7 +66,7 @@ func (a *App) serveInstances(w http.ResponseWriter, r *http.Request, s *configur
 	if err != nil {
 		return caddy.APIError{
 			HTTPStatus: http.StatusServiceUnavailable,
-			Err:        fmt.Errorf("reading the reports of other instances: %w; their state is unknown, try again when the storage answers", err),
+			Err:        fmt.Errorf("reading the reports of other instances: %w; their state is unknown; try again when the storage answers", err),
 		}
 	}
 	return writeJSON(w, list)

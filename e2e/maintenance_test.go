@@ -68,7 +68,7 @@ func TestVisitorSeesTheWholeCustomPage(t *testing.T) {
 	}
 }
 
-// A cut off EventSource gives up on the 503, and one that the app makes anew, as the
+// An EventSource whose stream is terminated gives up on the 503, and one that the app makes anew, as the
 // reference says, gets through when the site is open again.
 func TestEventSourceOpensAgainIfTheAppMakesANewOne(t *testing.T) {
 	s := startShop(t, "", "")

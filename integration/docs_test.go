@@ -209,7 +209,7 @@ func (r *docReader) doBlock(b block, file, until string) {
 	switch {
 	case file != "" && !strings.Contains(file, "/"):
 		write(r.t, filepath.Join(r.caddy.dir, file), b.text)
-		if err := os.Chmod(filepath.Join(r.caddy.dir, file), 0o700); err != nil { //nolint:gosec // a program
+		if err := os.Chmod(filepath.Join(r.caddy.dir, file), 0o700); err != nil {
 			r.t.Fatal(err)
 		}
 	case file != "":

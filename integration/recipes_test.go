@@ -269,7 +269,7 @@ func TestRecipeCron(t *testing.T) {
 	r.expect("caddy maintenance shop", "off\n")
 
 	backup(3)
-	cron(commands[1], "backup-shop ended with exit status 3; shop stays in maintenance; this opens it again: caddy maintenance off shop\n", 3)
+	cron(commands[1], "backup-shop ended with exit status 3; shop stays in maintenance; to open it: caddy maintenance off shop\n", 3)
 	if got := r.caddy.status("shop"); got.State != "on" || !got.Until.IsZero() {
 		t.Errorf("after a backup that failed got %+v", got)
 	}
