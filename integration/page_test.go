@@ -55,10 +55,10 @@ func TestCopyOfPageIsShownAtOnceWithoutItsHost(t *testing.T) {
 			if test.silent {
 				return // it takes 10 seconds until the command warns of it
 			}
-			warning := "warning: shop: page " + host.URL + "/page.html could not be fetched, and visitors see the copy of "
+			warning := "warning: shop: page " + host.URL + "/page.html could not be fetched: "
 			eventually(t, patience, "the command warns: "+warning, func() bool {
 				got := c.command("maintenance", "shop")
-				return got.stdout == "on\n" && got.code == 0 && strings.HasPrefix(got.stderr, warning)
+				return got.stdout == "on\n" && got.code == 0 && strings.HasPrefix(got.stderr, warning) && strings.Contains(got.stderr, "; visitors see the copy of ")
 			})
 			if got := shop.first(t); got.body != want {
 				t.Errorf("a visitor got %+v, want the copy", got)
