@@ -37,7 +37,8 @@ type App struct {
 	// the storage, however many sites there are. From `100ms` to `1m`; other
 	// positive values are errors. A negative value turns it off, for a single
 	// instance on slow storage: the state is then read only when a config loads and
-	// when a site is switched here. Default: `2s`.
+	// when a site is switched here, and other instances neither count this one nor
+	// wait for it. Default: `2s`.
 	SyncInterval caddy.Duration `json:"sync_interval,omitempty"`
 
 	log       *zap.Logger
@@ -120,6 +121,9 @@ func (a *App) Provision(ctx caddy.Context) error {
 
 // Start begins the app's work. Everything but the first report waits until the config runs.
 func (a *App) Start() error {
+	if a.hasReport() && a.self == self() {
+		adoptName() // before the report of that name is taken for another instance
+	}
 	go a.announce()
 	go func() {
 		if !a.untilRunning() {

@@ -150,9 +150,6 @@ func (a *App) putReport(r store.Report) {
 	if a.left {
 		return
 	}
-	if a.self == self() {
-		adoptName() // before the first report
-	}
 	dated := r
 	dated.Clock, dated.Config = time.Now().UTC(), a.configID
 	// The write must not be cut short: otherwise the next one could overtake it.

@@ -247,6 +247,27 @@ func TestInstanceThatWasAwayIsBack(t *testing.T) {
 	})
 }
 
+// After a crash, the next process takes over the report, and is not counted twice. Caddy starts
+// its apps in any order, so this tries several times.
+//
+// G11
+func TestInstanceIsCountedOnceAfterACrash(t *testing.T) {
+	t.Parallel()
+	c, _ := startSite(t, literal, welcome)
+	for range 12 {
+		c.kill()
+		c.run(c.configPath())
+		c.awaitRunning()
+		if got := c.command("maintenance", "on", "shop", "--wait", "10s"); got.code != 0 || !strings.Contains(got.stdout, "... done") || !strings.HasSuffix(got.stdout, "drained\n") || strings.Contains(got.stdout, "instances") {
+			t.Fatalf("got %+v", got)
+		}
+		var list []map[string]any
+		if c.get("/maintenance/instances", &list); len(list) != 1 {
+			t.Fatalf("got %v, want one instance", list)
+		}
+	}
+}
+
 // waiting is a command line that waits.
 type waiting struct {
 	f    *fleetOf
