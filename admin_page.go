@@ -46,7 +46,7 @@ func (a *App) servePage(w http.ResponseWriter, r *http.Request, s *configuredSit
 
 func refresh(ctx context.Context, p *pooledPage) error {
 	if !p.Refresh(ctx) {
-		return fmt.Errorf("page %s could not be fetched within %s; try again, or see why in the status of the site", p.Source(), maxFetch)
+		return fmt.Errorf("page %s could not be fetched within %s; try again, or see why with caddy maintenance <site> --json", p.Source(), maxFetch)
 	}
 	return nil
 }

@@ -53,7 +53,7 @@ func TestChangesAreToldAsTheyAre(t *testing.T) {
 		"one that the next switch finds": {"", 0, onFrom + "; wait 1h; off", scheduled +
 			"log maintenance enabled: from\nevent maintenance_enabled from \"Hello.\" \"\"\n" +
 			"log maintenance disabled: api\nevent maintenance_disabled api \"Hello.\" \"\"\n"},
-		"one that is called off": {"", 0, onFrom + "; off; wait 1h; clock", scheduled + "log scheduled maintenance called off: api\n" +
+		"one that is canceled": {"", 0, onFrom + "; off; wait 1h; clock", scheduled + "log scheduled maintenance canceled: api\n" +
 			"event maintenance_disabled api \"Hello.\" \"\"\n"},
 		"one that is brought forward":       {"", 0, onFrom + "; on {}", scheduled + enabled0},
 		"an end":                            {"", 0, onUntil + "; wait 1h; clock; clock", enabled + ended},

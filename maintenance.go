@@ -3,7 +3,7 @@
 // a page. Operators switch sites with the command `caddy maintenance` or
 // through Caddy's admin API, without a config reload.
 //
-// This package holds what talks to Caddy; the packages below it do not depend on Caddy.
+// This package holds what talks to Caddy. Of the packages below it, only internal/cli does too.
 // A request goes from the handler to its site (internal/site), which admits it
 // (internal/inflight) or blocks it, and then the handler answers (internal/page). A switch
 // goes from the admin API to the storage (internal/store) and to the site; a sync goes
@@ -44,7 +44,7 @@ func init() {
 //
 // A switch can carry options: a message for visitors, a time when maintenance
 // begins or ends, holding requests until it ends, terminating requests that do
-// not finish, and a secret bypass link, `/.maintenance/<secret>`.
+// not finish, and a secret link for testers, `/.maintenance/<secret>`.
 // `caddy maintenance on --help` explains each of them.
 //
 // The page is HTML, `application/problem+json` (RFC 9457) or plain text,
@@ -77,17 +77,15 @@ type Handler struct {
 	// one handler can serve any number of tenants. Placeholders that are known when
 	// the config loads, such as `{env.NAME}`, are replaced then; others are replaced
 	// for each request. In values, upper case is folded, and a port and a trailing
-	// dot are removed. If the result is not a valid name, the request belongs to a
-	// site that was never switched. Note that clients choose their site if they
+	// dot are removed. If the result is not a valid name, the request belongs to no
+	// site, and `initial_state` decides. Note that clients choose their site if they
 	// control the value, such as that of a header.
 	Site string `json:"site"`
 
-	// A custom page: a URL or the path of a file. A value that contains `://` is a
-	// URL with scheme `https` or `http`, and one that begins with `//` is read as
-	// `https`. Any other value is a path, relative to Caddy's working directory; a
-	// file that cannot be read is an error. Placeholders such as
-	// `{env.MAINTENANCE_PAGE_URL}` are replaced when the config loads.
-	// Default: a plain page that is built in, also if the value is empty.
+	// A custom page: a URL (`https://…`, `http://…`, or `//…` for https), or a file
+	// path relative to Caddy's working directory. A file that cannot be read is an
+	// error. Placeholders such as `{env.MAINTENANCE_PAGE_URL}` are replaced when the
+	// config loads. Default, also if the value is empty: an unstyled page.
 	//
 	// The page must be HTML of at most 1 MiB. It is fetched when the config starts,
 	// every 10 minutes, and when the site is switched on. After a failure it is
@@ -260,7 +258,7 @@ func (h *Handler) enter(req *inflight.Request, v site.View, w http.ResponseWrite
 // serveClosed serves a request of a site that is in maintenance. The request is
 //
 //  1. bypassed, if a bypass matcher matches it;
-//  2. bypassed, if it carries the cookie of the bypass secret; a request for the bypass
+//  2. bypassed, if it carries the cookie of the bypass secret; a request for the secret
 //     link is redirected into the site and gets that cookie;
 //  3. held, if the maintenance has a hold. When the site opens, the request is admitted;
 //     if the site is closed again by then, it starts over;

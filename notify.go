@@ -41,7 +41,7 @@ func (a *App) notify(s *configuredSite, change site.Change) {
 		a.logChange("maintenance scheduled", s, after, change.Cause)
 		emitLater("maintenance_scheduled", s.Name, after.Options(), change.Cause)
 	case before.Scheduled():
-		a.logChange("scheduled maintenance called off", s, after, change.Cause)
+		a.logChange("scheduled maintenance canceled", s, after, change.Cause)
 		emitLater("maintenance_disabled", s.Name, before.Options(), change.Cause)
 	case before.Blocks():
 		a.logChange("maintenance disabled", s, after, change.Cause)

@@ -91,7 +91,7 @@ type Page struct {
 // Instance is the last report of an instance of the fleet, about one site or about all sites.
 type Instance struct {
 	Instance     string    `json:"instance"` // host name
-	ID           string    `json:"id"`       // host name and a random part, which is new in each process
+	ID           string    `json:"id"`       // host name and a random part; the next process with the same data directory keeps it
 	State        string    `json:"state"`
 	InFlight     int64     `json:"in_flight"` // of the site, or of all sites that are not off
 	Held         int64     `json:"held"`

@@ -27,6 +27,7 @@ import (
 	"github.com/caddyserver/caddy/v2"
 
 	"example.com/caddy-maintenance/internal/api"
+	"example.com/caddy-maintenance/internal/site"
 )
 
 // Command returns the command for Caddy to register.
@@ -115,8 +116,8 @@ with status 2. With --wait, the command also waits until the sites are drained: 
 requests that were let in before have ended.
 
 With --from, the sites stay open until that time. Each instance then closes them by
-its own clock. The app can announce it; see {http.maintenance.from} in the
-reference.
+its own clock. The app can announce it with the placeholder
+{http.maintenance.from}.
 
 If a site is already in maintenance, only the options you give change. An empty
 value clears an option.
@@ -127,7 +128,7 @@ empty --from. To change what is scheduled, give --from with a time.`,
   $ caddy maintenance on shop --message "Back at three." --until 15:00
   $ caddy maintenance on shop --for 20m
   $ caddy maintenance on shop --from 02:00 --for 1h --reason "New disks."
-  $ caddy maintenance on shop --with-bypass-secret
+  $ caddy maintenance on shop --with-secret
   $ caddy maintenance on --all`,
 	}
 	on := &onCommand{call: call{environment: env}, flags: cmd.Flags()}
@@ -222,8 +223,8 @@ func (c *call) addWait(cmd *cobra.Command) {
 func (c *call) begin(cmd *cobra.Command) (err error) {
 	c.stdout, c.stderr = cmd.OutOrStdout(), cmd.ErrOrStderr()
 	if cmd.Flags().Changed("wait") {
-		if c.wait, err = caddy.ParseDuration(c.waitText); err != nil || c.wait <= 0 {
-			return fmt.Errorf("--wait: invalid value %q: must be a duration above zero (for example 30s)", c.waitText)
+		if c.wait, err = site.DurationParser(caddy.ParseDuration).Positive(c.waitText); err != nil {
+			return fmt.Errorf("invalid --wait %q: %w", c.waitText, err)
 		}
 	}
 	return c.findAdmin()

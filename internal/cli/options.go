@@ -24,7 +24,7 @@ func addOptionFlags(flags *pflag.FlagSet) {
 		}
 	}
 	flags.String("for", "", "How long maintenance lasts until it ends by itself, such as 30m")
-	flags.Bool("with-bypass-secret", false, "Generate a bypass secret, and print the link to open (also --with-secret)")
+	flags.Bool("with-bypass-secret", false, "Make a secret link, and print it (also --with-secret)")
 	flags.SetNormalizeFunc(func(_ *pflag.FlagSet, name string) pflag.NormalizedName {
 		switch name {
 		case "secret", "with-secret":
@@ -37,6 +37,12 @@ func addOptionFlags(flags *pflag.FlagSet) {
 func makesSecret(flags *pflag.FlagSet) bool {
 	made, _ := flags.GetBool("with-bypass-secret")
 	return made
+}
+
+// timeHints say how to give the options that are times.
+var timeHints = map[string]string{
+	site.OptionFrom:  "15:04, or an RFC 3339 time (for example 2026-01-31T02:00:00Z)",
+	site.OptionUntil: "15:04, or an RFC 3339 time (for example 2026-01-31T03:00:00Z); for a duration, use --for",
 }
 
 // readOptions returns the options given, as the admin API takes them. A nil value clears an
@@ -56,15 +62,14 @@ func readOptions(flags *pflag.FlagSet, now time.Time) (map[string]any, error) {
 			options[option.Name] = nil
 			continue
 		}
-		hint := ""
-		switch option.Name {
-		case site.OptionFrom:
-			value, hint = nextTimeOfDay(value, now), "; or give a time of day (for example 15:04)"
-		case site.OptionUntil:
-			value, hint = nextTimeOfDay(value, now), "; or give a time of day (for example 15:04), or a duration with --for"
+		if hint, isTime := timeHints[option.Name]; isTime {
+			value = nextTimeOfDay(value, now)
+			if _, err := time.Parse(time.RFC3339, value); err != nil {
+				return nil, fmt.Errorf("invalid --%s %q: must be %s", option.Flag, value, hint)
+			}
 		}
-		if err := parser.Check(option.Name, value); err != nil {
-			return nil, fmt.Errorf("--%s: %w%s", option.Flag, err, hint)
+		if err := parser.Check(option.Name, "--"+option.Flag, value); err != nil {
+			return nil, err
 		}
 		options[option.Name] = value
 	}
@@ -84,9 +89,9 @@ func readFor(options map[string]any, flags *pflag.FlagSet, now time.Time) error 
 		options[site.OptionUntil] = nil
 		return nil
 	}
-	d, err := caddy.ParseDuration(duration)
-	if err != nil || d <= 0 {
-		return fmt.Errorf("--for: invalid value %q: must be a duration above zero (for example 30m)", duration)
+	d, err := site.DurationParser(caddy.ParseDuration).Positive(duration)
+	if err != nil {
+		return fmt.Errorf("invalid --for %q: %w", duration, err)
 	}
 	begins := now
 	if from, ok := options[site.OptionFrom].(string); ok {

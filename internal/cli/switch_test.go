@@ -141,7 +141,7 @@ func TestScheduledMaintenanceIsSaidBack(t *testing.T) {
 
 func TestHelpTellsOfOptions(t *testing.T) {
 	got := newFakeAPI(t).run("maintenance", "on", "--help")
-	lines := []string{"--with-bypass-secret", "Generate a bypass secret, and print the link to open (also --with-secret)\n"}
+	lines := []string{"--with-bypass-secret", "Make a secret link, and print it (also --with-secret)\n"}
 	for _, option := range site.Table {
 		if option.Flag != "" {
 			lines = append(lines, "--"+option.Flag+" string", option.Usage+"\n")

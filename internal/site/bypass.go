@@ -12,7 +12,7 @@ import (
 	"strings"
 )
 
-// LinkPrefix comes before the secret at the end of a bypass link's path.
+// LinkPrefix comes before the secret at the end of a secret link's path.
 const LinkPrefix = "/.maintenance/"
 
 // Bypass is the stored form of a bypass secret. Its hashes are enough to recognize the secret
@@ -52,7 +52,7 @@ func (b *Bypass) IsCookie(s string) bool { return b != nil && equal(b.hash(s), b
 const maxLinks = 8
 
 // ContainsSecret reports whether a path contains the secret after LinkPrefix, even if it is
-// not a valid bypass link: it may have an extra slash, or a full stop from the text around it.
+// not a valid secret link: it may have an extra slash, or a full stop from the text around it.
 func (b *Bypass) ContainsSecret(path string) bool {
 	for range maxLinks {
 		i := strings.LastIndex(path, LinkPrefix)
@@ -108,7 +108,7 @@ func (o *Options) hashSecret(site string, before *Bypass) {
 	o.secret = ""
 }
 
-// ParseBypassLink returns the secret at the end of a bypass link, which may end in a slash,
+// ParseBypassLink returns the secret at the end of a secret link, which may end in a slash,
 // and the path before it, to redirect to. That path never leads to another host.
 func ParseBypassLink(u *url.URL) (before, secret string, ok bool) {
 	path := u.EscapedPath()

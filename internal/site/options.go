@@ -58,6 +58,28 @@ func (d *Duration) UnmarshalText(text []byte) error {
 // DurationParser parses a duration.
 type DurationParser func(string) (time.Duration, error)
 
+var errUnitMissing = errors.New("a unit is missing")
+
+// Parse parses a duration. If it is a number without a unit, the error says so.
+func (parse DurationParser) Parse(text string) (time.Duration, error) {
+	d, err := parse(text)
+	if err != nil {
+		if _, withUnit := parse(text + "s"); withUnit == nil {
+			err = fmt.Errorf("%w (for example %ss)", errUnitMissing, text)
+		}
+	}
+	return d, err
+}
+
+// Positive parses a duration above zero.
+func (parse DurationParser) Positive(text string) (time.Duration, error) {
+	d, err := parse.Parse(text)
+	if err == nil && d > 0 || errors.Is(err, errUnitMissing) {
+		return d, err
+	}
+	return 0, errors.New("must be a duration above zero (for example 30s)")
+}
+
 // Option describes one of the Options for the admin API, the command, records and the log.
 type Option struct {
 	Name  string // in JSON and in the log
@@ -151,7 +173,7 @@ var Table = []Option{
 	},
 	{
 		Name: OptionBypassSecret, Flag: "bypass-secret",
-		Usage: "Let in anyone who opens /.maintenance/<secret>; 16 to 128 characters from A-Z a-z 0-9 - _ (also --secret)",
+		Usage: "Let through anyone who opens the secret link /.maintenance/<secret>; 16 to 128 characters from A-Z a-z 0-9 - _ (also --secret)",
 		parse: func(o *Options, text string, _ Parser) (err error) { o.secret, err = parseSecret(text); return err },
 		copy:  func(to, from *Options) { to.Bypass, to.secret = from.Bypass, from.secret },
 		log:   func(o *Options) (any, bool) { return true, o.Bypass != nil },
@@ -295,20 +317,23 @@ func (p Parser) suggestDuration(option *Option, value json.RawMessage) string {
 	return fmt.Sprintf(" (for example %q)", text)
 }
 
-// Check returns an error that says why the value of an option is invalid, without the name
-// of the option.
-func (p Parser) Check(name, text string) error {
+// Check returns an error if the value of an option is invalid. The error calls the option by the
+// name called.
+func (p Parser) Check(name, called, text string) error {
 	option := optionNamed(name)
 	if why := option.parse(new(Options), text, p); why != nil {
-		return option.invalid("value", strconv.Quote(text), why)
+		return option.invalid(called, strconv.Quote(text), why)
 	}
 	return nil
 }
 
 // duration parses a duration and checks its range. A most of 0 means no limit.
 func (p Parser) duration(text string, least, most time.Duration, rule string) (Duration, error) {
-	d, err := p.Durations(text)
-	if err != nil || d < least || most > 0 && d > most {
+	d, err := p.Durations.Parse(text)
+	switch {
+	case errors.Is(err, errUnitMissing):
+		return Duration{}, err
+	case err != nil, d < least, most > 0 && d > most:
 		return Duration{}, errors.New(rule)
 	}
 	return Duration{text, d}, nil

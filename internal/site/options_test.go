@@ -52,6 +52,8 @@ func TestWrongBodyIsRefused(t *testing.T) {
 		`{"message": "pay \u2069later"}`:                   fmt.Sprintf(control, `pay \u2069later`, "U+2069"),
 		`{"message": "` + strings.Repeat("ä", 1001) + `"}`: `invalid message "` + strings.Repeat("ä", 39) + `…: must have at most 1000 characters, has 1001`,
 
+		`{"retry_after": "300"}`:                 `invalid retry_after "300": a unit is missing (for example 300s)`,
+		`{"terminate_after": "1.5"}`:             `invalid terminate_after "1.5": a unit is missing (for example 1.5s)`,
 		`{"until": "9999-12-31T23:59:59-01:00"}`: `invalid until "9999-12-31T23:59:59-01:00": must be before the year 10000`,
 		`{"until": "2026-01-31T02:00:00Z"}`: fmt.Sprintf(
 			"invalid until %[1]q: must be in the future; it is now %[1]s", "2026-01-31T02:00:00Z"),
@@ -61,13 +63,13 @@ func TestWrongBodyIsRefused(t *testing.T) {
 	}
 	for _, test := range []struct{ option, want, values string }{
 		{"message", `invalid message VALUE: must be a string`, `5 {} ["x"]`},
-		{"retry_after", `invalid retry_after VALUE: must be a duration of at least 1s (for example 90s, 1.5h or 1d)`, `"soon" "0.5s" "300" ""`},
+		{"retry_after", `invalid retry_after VALUE: must be a duration of at least 1s (for example 90s, 1.5h or 1d)`, `"soon" "0.5s" ""`},
 		{"retry_after", `invalid retry_after VALUE: must be a string (for example "VALUEs")`, `60`},
 		{"retry_after", `invalid retry_after VALUE: must be a string`, `0 -5`},
 		{"hold", `invalid hold VALUE: must be a duration above zero, at most 5m (for example 30s)`, `"long" "-30s" "0s" "301s"`},
 		{"hold", `invalid hold VALUE: must be a string (for example "VALUEs")`, `30`},
 		{"hold", `invalid hold VALUE: must be a string`, `true 301`},
-		{"terminate_after", `invalid terminate_after VALUE: must be a duration above zero (for example 30s)`, `"-1s" "30"`},
+		{"terminate_after", `invalid terminate_after VALUE: must be a duration above zero (for example 30s)`, `"-1s" "0"`},
 		{"terminate_after", `invalid terminate_after VALUE: must be a string (for example "VALUEs")`, `1.5`},
 		{"terminate_after", `invalid terminate_after VALUE: must be a string`, `["30s"]`},
 		{"until", `invalid until VALUE: must be an RFC 3339 time (for example 2026-01-31T03:00:00Z)`, `"later" "15:00"`},
