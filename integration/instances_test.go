@@ -116,7 +116,8 @@ func sortWords(text string) string {
 const (
 	enabling  = "Enabling maintenance mode for shop... "
 	disabling = "Disabling maintenance mode for shop... "
-	mayLetIn  = "no word from C, last seen … ago: it may still let requests in\n2"
+	ifEnded   = "if C has ended for good: caddy maintenance forget C\n2"
+	mayLetIn  = "no word from C, last seen … ago: it may still let requests in\n" + ifEnded
 )
 
 // What the command says of a fleet of three, A, B and C, when something is the matter with
@@ -133,7 +134,7 @@ func TestSwitchSpeaksForTheFleet(t *testing.T) {
 			{"nothing", func(*fleetOf) {}, "done (3 instances)\n0", "done (3 instances)\n0"},
 			{
 				"it was killed", func(f *fleetOf) { f.all[2].kill() },
-				"done on A, B; " + mayLetIn, "done on A, B; no word from C, last seen … ago: it may still block requests\n2",
+				"done on A, B; " + mayLetIn, "done on A, B; no word from C, last seen … ago: it may still block requests\n" + ifEnded,
 			},
 			{
 				"it was killed and is back",

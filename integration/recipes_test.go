@@ -252,7 +252,7 @@ func TestRecipeCron(t *testing.T) {
 	}
 
 	migration := r.caddy.on("shop", `{"message": "Moving house."}`) // which is left alone
-	cron(commands[1], "Error: site shop is not open", 1)
+	cron(commands[1], "Error: site shop is already in maintenance", 1)
 	cron(commands[0], "", 0)
 	got := r.caddy.status("shop-window")
 	if left := time.Until(got.Until); got.State != "on" || got.Message != "Back at three." || left < 59*time.Minute || left > time.Hour {

@@ -137,7 +137,7 @@ func TestOnlyOneCommandRunsAtATime(t *testing.T) {
 	go func() { done <- outputOf(t, first) }()
 	c.awaitFile("started", "started")
 	second := c.command("maintenance", "run", "shop", "--", "true")
-	if second.code != 1 || second.stdout != "" || !strings.Contains(second.stderr, "its state is on") {
+	if second.code != 1 || second.stdout != "" || !strings.Contains(second.stderr, "site shop is already in maintenance") {
 		t.Errorf("got %+v", second)
 	}
 	// Also if it has looked before.

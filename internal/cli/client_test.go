@@ -12,7 +12,8 @@ import (
 // G7
 func TestWrongCommandLineIsExplained(t *testing.T) {
 	const (
-		unknown  = `unknown site "nope"; the sites of the running config are: shop, wiki (for commands, see caddy maintenance --help)`
+		unknown  = `unknown site "nope"; the sites of the running config are: shop, wiki`
+		commands = " (for commands, see caddy maintenance --help)"
 		multiple = "there are several sites; name one of: shop, wiki"
 		notBoth  = "--all switches every site; name sites or give --all, not both"
 		toShow   = "; to show sites, name one site, or none for all"
@@ -26,7 +27,12 @@ func TestWrongCommandLineIsExplained(t *testing.T) {
 		script []exchange
 		want   string
 	}{
-		{"nope; on nope; on shop nope; off shop nope", asked, unknown},
+		{"nope", asked, unknown + commands},
+		{"on nope; on shop nope; off shop nope; page nope", asked, unknown},
+		{
+			"status; status shop; help", nil,
+			`unknown command "COMMAND"; caddy maintenance [<site>] shows sites, and caddy maintenance --help explains the commands`,
+		},
 		{"on; off", asked, multiple + ", or give --all"},
 		{"--wait 1s", asked, multiple},
 		{
@@ -51,7 +57,7 @@ func TestWrongCommandLineIsExplained(t *testing.T) {
 		{"off wiki --wait 1s", nil, "unknown flag: --wait; see caddy maintenance off --help"},
 	} {
 		for line := range strings.SplitSeq(test.lines, ";") {
-			runs(t, line, fails(test.want), test.script...)
+			runs(t, line, fails(strings.ReplaceAll(test.want, "COMMAND", strings.Fields(line + " x")[0])), test.script...)
 		}
 	}
 	for _, test := range []struct{ flag, values, want string }{

@@ -76,7 +76,10 @@ func setUp(cmd *cobra.Command, env environment) {
 	show.setUp(cmd, show.run)
 	show.addWait(cmd)
 	cmd.Args = func(_ *cobra.Command, args []string) error {
-		if len(args) <= 1 {
+		switch {
+		case len(args) > 0 && (args[0] == "status" || args[0] == "help"):
+			return fmt.Errorf("unknown command %q; caddy maintenance [<site>] shows sites, and caddy maintenance --help explains the commands", args[0])
+		case len(args) <= 1:
 			return nil
 		}
 		if meant := didYouMean(args[0], commandNames(cmd)); meant != "" {

@@ -12,11 +12,14 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
+	"github.com/caddyserver/caddy/v2"
+
 	"example.com/caddy-maintenance/internal/api"
 	"example.com/caddy-maintenance/internal/site"
 )
 
-// runWait is how long run waits for sites to be drained, without --wait.
+// runWait is how long run waits for sites to be drained without --wait, after the time of
+// --terminate-after.
 const runWait = 30 * time.Second
 
 const wasNotRun = "the command was not run"
@@ -34,9 +37,10 @@ If the command fails or is killed, or if your terminal goes away, the sites stay
 maintenance. The exit status is that of the command, or 128 plus the number of the
 signal that ended it. Terminal input, Ctrl-C included, goes to the command.
 
-If the sites are not drained within 30s, or the time you give with --wait, the
-command is not run, the sites are opened again, and the exit status is 2. If a site
-is already in maintenance, or scheduled, nothing changes, and the exit status is 1.`,
+If the sites are not drained in time, the command is not run, the sites are opened
+again, and the exit status is 2. The time is 30s, after that of --terminate-after,
+unless you give --wait. If a site is already in maintenance, or scheduled, nothing
+changes, and the exit status is 1.`,
 		Example: `  $ caddy maintenance run shop -- ./migrate.sh
   $ caddy maintenance run shop --message "Back at three." --wait 2m -- psql -f migrate.sql
   $ caddy maintenance run shop --hold 30s --terminate-after 10s -- systemctl restart shop`,
@@ -73,11 +77,11 @@ func (c *runCommand) run(args []string, dash int) (int, error) {
 	if c.flags.Changed(site.OptionFrom) {
 		return 0, errors.New("--from schedules maintenance, but run begins now; leave out --from")
 	}
-	if c.wait == 0 {
-		c.wait = runWait
-	}
 	options, err := readOptions(c.flags, c.now())
 	if err != nil {
+		return 0, err
+	}
+	if err := c.setWait(options); err != nil {
 		return 0, err
 	}
 	picked, err := c.admin.pick(args[:dash], c.all, api.StateOn)
@@ -90,6 +94,19 @@ func (c *runCommand) run(args []string, dash int) (int, error) {
 	return c.runOn(picked, options, command)
 }
 
+// setWait sets how long to wait, so that requests are terminated before the wait is over.
+func (c *runCommand) setWait(options map[string]any) error {
+	text, _ := options[site.OptionTerminateAfter].(string)
+	terminateAfter, _ := caddy.ParseDuration(text) // it is valid, or not set
+	if c.wait == 0 {
+		c.wait = terminateAfter + runWait
+	}
+	if c.wait <= terminateAfter {
+		return fmt.Errorf("invalid --wait %q: must be longer than --terminate-after %s (for example %s)", c.waitText, text, roughly(terminateAfter+runWait))
+	}
+	return nil
+}
+
 // refuseOthers refuses sites that somebody else has switched or scheduled.
 func refuseOthers(sites []api.Site) error {
 	for _, s := range sites {
@@ -98,6 +115,8 @@ func refuseOthers(sites []api.Site) error {
 			return errGone(s)
 		case !s.From.IsZero():
 			return fmt.Errorf("site %s is scheduled to go into maintenance at %s; nothing has changed", s.Site, s.From.Format(time.RFC3339))
+		case s.State == api.StateOn:
+			return fmt.Errorf("site %s is already in maintenance; nothing has changed; after a run that failed, finish its work by hand, then: caddy maintenance off %[1]s", s.Site)
 		case s.State != api.StateOff:
 			return fmt.Errorf("site %s is not open: its state is %s; nothing has changed", s.Site, s.State)
 		}

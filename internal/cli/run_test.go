@@ -44,6 +44,18 @@ func TestCommandRunsInMaintenance(t *testing.T) {
 			},
 			[]exchange{on, waits("shop?wait=1s", time.Second, 3), waits("shop?wait=1s", time.Second, 3), del("shop")},
 		},
+		// Requests are terminated before the wait is over.
+		{
+			"run shop --terminate-after 2s -- true",
+			result{
+				enabledShop + "shop: 3 in flight on web-1\n" + disabled,
+				"shop: not drained in 32s: 3 in flight on web-1; opening it again\nthe command was not run\n", 2,
+			},
+			[]exchange{
+				{request: `PUT /maintenance/shop {"terminate_after":"2s"}`, answer: shopOn},
+				waits("shop?wait=1s", 31*time.Second, 3), waits("shop?wait=1s", time.Second, 3), del("shop"),
+			},
+		},
 		{
 			"run shop -- true",
 			result{enablingShop + "failed\n", "the command was not run\nError: site shop is already in maintenance\n", 1},
@@ -93,9 +105,10 @@ func TestCommandThatCannotRunChangesNothing(t *testing.T) {
 		{"run shop -- no-such-command", `exec: "no-such-command": executable file not found in $PATH; nothing has changed`, nil},
 		{"run shop -- ./no-such-command", `exec: "./no-such-command": stat ./no-such-command: no such file or directory; nothing has changed`, nil},
 		{"run shop --from 5:00 -- true", "--from schedules maintenance, but run begins now; leave out --from", nil},
-		{"run nope -- true", `unknown site "nope"; the sites of the running config are: shop, wiki (for commands, see caddy maintenance --help)`, []string{shopOff, wikiOff}},
+		{"run shop --terminate-after 10s --wait 10s -- true", `invalid --wait "10s": must be longer than --terminate-after 10s (for example 40s)`, nil},
+		{"run nope -- true", `unknown site "nope"; the sites of the running config are: shop, wiki`, []string{shopOff, wikiOff}},
 		{"run -- true", "there are several sites; name one of: shop, wiki, or give --all", []string{shopOff, wikiOff}},
-		{"run --all -- true", "site shop is not open: its state is on; nothing has changed", []string{shopOn, wikiOff}},
+		{"run --all -- true", "site shop is already in maintenance; nothing has changed; after a run that failed, finish its work by hand, then: caddy maintenance off shop", []string{shopOn, wikiOff}},
 		{"run shop wiki -- true", "site wiki is scheduled to go into maintenance at 2026-01-31T04:00:00Z; nothing has changed", []string{shopOff, scheduled}},
 		{"run wiki -- true", "site wiki is not open: its state is unknown; nothing has changed", []string{unknownWiki}},
 	} {

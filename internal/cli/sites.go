@@ -70,6 +70,8 @@ func (c client) pick(args []string, all bool, want string) (picked []api.Site, e
 	return picked, nil
 }
 
+var errUnknownSite = errors.New("unknown site")
+
 // pickOne returns the site named, or the only one.
 func (c client) pickOne(l listing, args []string) (api.Site, error) {
 	switch {
@@ -90,7 +92,7 @@ func (c client) find(l listing, name string) (found api.Site, err error) {
 	if len(l.templates) > 0 && name != "" && !strings.ContainsAny(name, "/{}") {
 		return found, c.send(http.MethodGet, api.SitePath(url.PathEscape(name)), nil, &found)
 	}
-	return found, fmt.Errorf("unknown site %q%s; the sites of the running config are: %s (for commands, see caddy maintenance --help)",
+	return found, fmt.Errorf("%w %q%s; the sites of the running config are: %s", errUnknownSite,
 		name, didYouMean(name, siteNames(l.sites)), strings.Join(l.names(), ", "))
 }
 

@@ -29,6 +29,9 @@ func (c *statusCommand) run(args []string) (int, error) {
 		return 0, c.showAll(l)
 	}
 	site, err := c.admin.pickOne(l, args)
+	if errors.Is(err, errUnknownSite) {
+		err = fmt.Errorf("%w (for commands, see caddy maintenance --help)", err)
+	}
 	if err != nil {
 		return 0, err
 	}

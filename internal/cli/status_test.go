@@ -27,11 +27,11 @@ func TestDetailsFollowOnATerminal(t *testing.T) {
 	for _, test := range []struct{ site, want string }{
 		{with(shopOff, `"instance":"web-1"`), "off\n  in flight  0 on web-1\n"},
 		{with(shopOff, `"instance":"web-1","from":"2026-01-31T04:00:00Z","message":"Soon."`), "off\n" +
-			"  from       2026-01-31 05:00 CET (in 2h0m)\n  message    Soon.\n  in flight  0 on web-1\n"},
+			"  from       2026-01-31 05:00 CET (in 2h)\n  message    Soon.\n  in flight  0 on web-1\n"},
 		{with(shopOn, `"instance":"web-1","until":"2026-01-31T02:30:00Z","message":"Soon.","reason":"Moving.","by":"eve@web-1",`+
 			`"in_flight":3,"held":2,"retry_after":"10m","hold":"30s","terminate_after":"1m","bypass_secret":true,`+
 			`"pages":[{"source":"https://p/","state":"ok","fetched_at":"2026-01-31T02:00:00Z","shows_message":true}]`), "on\n" +
-			"  since            2026-01-31 02:00 CET (1h0m)\n" +
+			"  since            2026-01-31 02:00 CET (1h)\n" +
 			"  until            2026-01-31 03:30 CET (in 30m)\n" +
 			"  message          Soon.\n" +
 			"  reason           Moving.\n" +
@@ -45,7 +45,7 @@ func TestDetailsFollowOnATerminal(t *testing.T) {
 			"  page             https://p/, ok, fetched 2026-01-31 03:00:00 CET\n"},
 		{`{"site":"shop","state":"unknown","instance":"web-1","error":"disk full"}`, "unknown\n" +
 			"  in flight  0 on web-1\n  error      disk full\n  blocked    until its state can be read; to open it: caddy maintenance off shop\n"},
-		{with(shopOn, `"instance":"web-1","configured":false`), "on\n  since      2026-01-31 02:00 CET (1h0m)\n  in flight  0 on web-1\n"},
+		{with(shopOn, `"instance":"web-1","configured":false`), "on\n  since      2026-01-31 02:00 CET (1h)\n  in flight  0 on web-1\n"},
 	} {
 		for _, terminal := range []bool{true, false} {
 			f := newFakeAPI(t, lists(test.site))
@@ -100,7 +100,7 @@ func TestWarningsTellWhatVisitorsDoNotSee(t *testing.T) {
 	}
 	runs(t, "", result{"" +
 		"SITE  STATE  SINCE                         FROM  UNTIL  IN FLIGHT  HELD  MESSAGE  REASON  BY\n" +
-		"shop  on     2026-01-31 02:00 CET (1h0m)   -     -      0          0     -        -       -\n" +
+		"shop  on     2026-01-31 02:00 CET (1h)     -     -      0          0     -        -       -\n" +
 		"wiki  off    2026-01-31 00:30 CET (2h30m)  -     -      0          0     -        -       -\n", sees, 0}, lists(shop, wikiOff))
 	// JSON has the same fields, and an open site shows no page.
 	runs(t, "--json", says("["+shop+"]\n"), lists(shop), lists(shop))

@@ -173,7 +173,8 @@ type switching struct {
 	sites []switched
 	began time.Time
 
-	unlessDrained string // what happens to a site that is not drained in time
+	unlessDrained string          // what happens to a site that is not drained in time
+	silent        map[string]bool // names of instances that did not answer
 }
 
 // switched is a site that is being switched.
@@ -184,7 +185,7 @@ type switched struct {
 }
 
 func (c *call) newSwitching(doing string, sites []api.Site) *switching {
-	s := &switching{call: c, doing: doing, began: c.now(), unlessDrained: "maintenance stays on"}
+	s := &switching{call: c, doing: doing, began: c.now(), unlessDrained: "maintenance stays on", silent: make(map[string]bool)}
 	for _, before := range sites {
 		s.sites = append(s.sites, switched{before: before})
 	}
@@ -214,6 +215,7 @@ func (s *switching) finish() (status int, err error) {
 		}
 		names = append(names, one.after.Site)
 	}
+	s.hintAtForget()
 	if s.wait > 0 {
 		w := s.newWaiter()
 		w.multiple, w.unlessDrained = len(s.sites) > 1, s.unlessDrained
@@ -235,10 +237,29 @@ func (s *switching) report(one switched) (incomplete bool, err error) {
 	words, incomplete := f.done(one.after, one.note, s.now())
 	fmt.Fprintln(s.stdout, words+one.consequence)
 	f.warnOfClocks(s.stderr)
+	for _, i := range f.list {
+		if i.State == api.InstanceSilent {
+			s.silent[f.name(i)] = true
+		}
+	}
 	if one.after.State == api.StateOn || !one.after.From.IsZero() {
 		warnOfPages(s.stderr, one.after, s.now())
 	}
 	return incomplete, nil
+}
+
+// hintAtForget says what to do about silent instances that have ended.
+func (s *switching) hintAtForget() {
+	if len(s.silent) == 0 {
+		return
+	}
+	subject, name := "an instance", "<instance>"
+	if len(s.silent) == 1 {
+		for subject = range s.silent {
+			name = subject
+		}
+	}
+	fmt.Fprintf(s.stderr, "if %s has ended for good: caddy maintenance forget %s\n", subject, name)
 }
 
 // confirm returns when every instance has confirmed what is stored of the site, or is known not

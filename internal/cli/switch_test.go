@@ -59,7 +59,7 @@ func TestSitesByPlaceholderAreSwitchedByName(t *testing.T) {
 	runs(t, "on", fails("name a site of {host}"), listsTenants())
 	runs(t, "off", fails("name a site of {host}, or give --all"), listsTenants())
 	runs(t, "--wait 1s", fails("name a site of {host}"), listsTenants())
-	runs(t, "on nope/x", fails(`unknown site "nope/x"; the sites of the running config are: {host} (for commands, see caddy maintenance --help)`), listsTenants())
+	runs(t, "on nope/x", fails(`unknown site "nope/x"; the sites of the running config are: {host}`), listsTenants())
 	runs(t, "on --all", fails("--all does not know the sites of {host} that are off; name the sites"), listsTenants(wikiOff))
 	runs(t, "off --all", says(disablingShop+"done\n"), listsTenants(shopOn), del("shop"))
 	runs(t, "off --all", says("No site is in maintenance\n"), listsTenants())
@@ -109,7 +109,7 @@ func TestSecretIsMadeForEachSite(t *testing.T) {
 func TestEndOfMaintenanceIsSaidBack(t *testing.T) {
 	ending := func(site string) string { return with(site, `"until":"2026-01-31T03:00:00Z"`) }
 	const done, already = enablingShop + "done", enablingShop + "done (was already on since 2026-01-31 02:00 CET)"
-	const ends = ", ends by itself 2026-01-31 04:00 CET (in 1h0m)\n"
+	const ends = ", ends by itself 2026-01-31 04:00 CET (in 1h)\n"
 	soon := with(shopOn, `"until":"2026-01-31T02:00:14Z"`)
 	runs(t, "on", says(done+", ends by itself 2026-01-31 03:00:14 CET (in 14s)\n"), lists(shopOff), put("shop", soon))
 	runs(t, "on", says(done+ends), lists(shopOff), put("shop", ending(shopOn)))
@@ -124,7 +124,7 @@ func TestScheduledMaintenanceIsSaidBack(t *testing.T) {
 	body := `{"from":"2026-01-31T05:00:00+01:00","until":"2026-01-31T04:30:00Z"}`
 	ending := with(scheduled, `"until":"2026-01-31T04:30:00Z"`)
 	const words = "Scheduling maintenance mode for shop... done"
-	const begins = ", begins by itself 2026-01-31 05:00 CET (in 2h0m), ends by itself 2026-01-31 05:30 CET (in 2h30m)\n"
+	const begins = ", begins by itself 2026-01-31 05:00 CET (in 2h), ends by itself 2026-01-31 05:30 CET (in 2h30m)\n"
 	put := exchange{request: "PUT /maintenance/shop " + body, answer: ending}
 	fleet := instances("shop/instances", 0, instance("web-1", "confirmed", 0), instance("web-2", "confirmed", 0))
 	runs(t, "on shop --from 5:00 --for 30m", says(words+begins), lists(shopOff), put)

@@ -37,7 +37,7 @@ func TestDurationIsSaidRoughly(t *testing.T) {
 		5 * time.Minute:                   "5m",
 		100 * time.Second:                 "1m40s",
 		90 * time.Minute:                  "1h30m",
-		26 * time.Hour:                    "26h0m",
+		26 * time.Hour:                    "26h",
 		29700 * time.Millisecond:          "30s",
 	} {
 		if got := roughly(d); got != want {

@@ -93,10 +93,11 @@ type Option struct {
 
 // Names of options that other packages handle specially.
 const (
-	OptionBy           = "by"
-	OptionFrom         = "from"
-	OptionUntil        = "until"
-	OptionBypassSecret = "bypass_secret"
+	OptionBy             = "by"
+	OptionFrom           = "from"
+	OptionUntil          = "until"
+	OptionTerminateAfter = "terminate_after"
+	OptionBypassSecret   = "bypass_secret"
 )
 
 // Table lists all options, in the order of errors and the log.
@@ -162,7 +163,7 @@ var Table = []Option{
 		log:  func(o *Options) (any, bool) { return o.Hold.Text, o.Hold.Text != "" },
 	},
 	{
-		Name: "terminate_after", Flag: "terminate-after",
+		Name: OptionTerminateAfter, Flag: "terminate-after",
 		Usage: "Terminate requests still in flight this long after maintenance begins, including WebSockets and downloads",
 		parse: func(o *Options, text string, p Parser) (err error) {
 			o.TerminateAfter, err = p.duration(text, 1, 0, "must be a duration above zero (for example 30s)")
