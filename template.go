@@ -17,7 +17,7 @@ import (
 // initial state.
 
 // nameOf returns the name of the request's site. It is "" if the template yields no valid name
-// for the request; that is a site that was never switched.
+// for the request; such a request belongs to no site, and initial_state decides.
 func (h *Handler) nameOf(r *http.Request) string {
 	if !h.site.isTemplate() {
 		return h.site.Name
