@@ -196,7 +196,9 @@ func (s *Store) lookAgain(e Entry, with Journal) {
 func (s *Store) Journal(ctx context.Context) (Journal, error) {
 	ctx, cancel := storageContext(ctx)
 	defer cancel()
-	return s.readJournal(ctx)
+	j, err := s.readJournal(ctx)
+	s.noteStalled(ctx)
+	return j, err
 }
 
 // Stored yields the site and the version of each stored record in the journal.
