@@ -303,7 +303,7 @@ func TestBlockedLoadIsNeverInFlight(t *testing.T) {
 		})
 		looks.Go(func() {
 			defer admin.CloseIdleConnections()
-			for range 2500 {
+			for range 400 {
 				got := ask(admin, http.MethodGet, "http://"+c.admin+"/maintenance/"+s.name, nil)
 				if !strings.Contains(got.body, `"in_flight":0`) {
 					t.Errorf("got %+v, want none in flight", got)
