@@ -196,9 +196,7 @@ func (s *Store) lookAgain(e Entry, with Journal) {
 func (s *Store) Journal(ctx context.Context) (Journal, error) {
 	ctx, cancel := storageContext(ctx)
 	defer cancel()
-	j, err := s.readJournal(ctx)
-	s.noteStalled(ctx)
-	return j, err
+	return s.readJournal(ctx)
 }
 
 // Stored yields the site and the version of each stored record in the journal.

@@ -356,14 +356,6 @@ func TestNothingWaitsForEver(t *testing.T) {
 		if tick := i.tick(t.Context()); tick.Err != nil {
 			t.Error(tick.Err)
 		}
-
-		// A config begins with the journal, and its records do not wait once more.
-		m.setFault(hangOn("load maintenance/"))
-		began = time.Now()
-		_, err := i.Journal(t.Context())
-		if got := <-i.Read(t.Context(), i.site("shop")); !errors.Is(err, ErrSilent) || !errors.Is(got.Err, ErrSilent) || time.Since(began) != Timeout {
-			t.Errorf("got %v and %v after %s", err, got.Err, time.Since(began))
-		}
 	})
 }
 
