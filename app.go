@@ -56,7 +56,8 @@ type App struct {
 	pages     *configPages
 
 	ctx      caddy.Context // ends with the config
-	running  atomic.Bool   // this is or was the running config
+	running  atomic.Bool   // this is or was the running config, as somebody has seen
+	working  atomic.Bool   // its work in the background has begun
 	ended    atomic.Bool   // it has stopped; its last requests may still come
 	configID string        // in its reports
 	report   *reportState
@@ -129,6 +130,7 @@ func (a *App) Start() error {
 		if !a.untilRunning() {
 			return
 		}
+		a.working.Store(true)
 		a.pages.run()
 		for s := range a.inMemory() {
 			if v := s.view(); v.Blocks() {
@@ -198,7 +200,9 @@ func runningApp() (*App, error) {
 	if err != nil {
 		return nil, err
 	}
-	return app.(*App), nil
+	running := app.(*App)
+	running.running.Store(true)
+	return running, nil
 }
 
 // untilRunning waits until this is the running config, and reports whether that
@@ -209,7 +213,6 @@ func (a *App) untilRunning() bool {
 	defer ticker.Stop()
 	for {
 		if app, err := runningApp(); err == nil && app == a {
-			a.running.Store(true)
 			return true
 		}
 		select {

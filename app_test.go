@@ -580,7 +580,7 @@ func TestSiteThatReturnsToTheConfigIsReadAgain(t *testing.T) {
 	ofEachKind(t, func(t *testing.T, k kind) {
 		s := k.start(t, `maintenance shop`)
 		s.put("shop", "")
-		eventuallyEqual(t, "the app works", running(t).running.Load, true)
+		eventuallyEqual(t, "the app works", running(t).working.Load, true)
 		s.reload(``)
 		s.logged(`"warn"`, "no longer in the config", `"site":"shop"`)
 		// The server of the old config may still take a connection.

@@ -21,7 +21,7 @@ func (a *App) notify(s *configuredSite, change site.Change) {
 	a, s = a.successor(s)
 	a.memory.Keep(a.storageID, s.Name, change.After)
 	before, after := a.viewsOf(s, change)
-	runs := a.running.Load() // otherwise pages may still be missing; Start renders them
+	runs := a.working.Load() // otherwise pages may still be missing; Start renders them
 	if before.Kind() == site.Loading {
 		if after.Blocks() && runs {
 			s.renderPages(after)

@@ -127,10 +127,25 @@ func TestReportIsThereAsLongAsThereIsAGate(t *testing.T) {
 	})
 }
 
-// When a switch is answered, a site that is on has its record on disk, and one that is off has
-// none.
+// A config that has run leaves its storage when it is replaced, however soon that is.
 //
-// G3
+// G11
+func TestReportLeavesTheStorageOfAConfigThatHardlyRan(t *testing.T) {
+	s := start(t, `maintenance shop`)
+	for range 5 {
+		s.status("shop") // it runs, and waits for the report
+		before := s.storage
+		reports := func() int {
+			keys, _ := before.List(t.Context(), "maintenance/instances", false)
+			return len(keys)
+		}
+		wantEqual(t, "reports", reports(), 1)
+		s.storage = newTestStorage(t)
+		s.reload(`maintenance shop`)
+		eventuallyEqual(t, "reports in the storage before", reports, 0)
+	}
+}
+
 func TestClosedSitesAreKeptOnDisk(t *testing.T) {
 	ofEachKind(t, func(t *testing.T, k kind) {
 		s := k.start(t, `maintenance shop`)
