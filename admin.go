@@ -53,7 +53,7 @@ var lastAdmin atomic.Pointer[prometheus.Registry]
 // warnOfNoAdmin warns if the config has no admin endpoint to switch its sites.
 func (a *App) warnOfNoAdmin() {
 	if len(a.sites) > 0 && lastAdmin.Load() != a.ctx.GetMetricsRegistry() {
-		a.log.Warn("admin endpoint is off, so sites cannot be switched on this instance; remove `admin off`, or use a socket (for example `admin unix//run/caddy-admin.sock`)")
+		a.log.Warn("admin endpoint is off, so sites cannot be switched on this instance; remove `admin off`, or use a socket (for example `admin unix//run/caddy/admin.sock`)")
 	}
 }
 

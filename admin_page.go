@@ -97,7 +97,7 @@ func (s *configuredSite) pickPage(source string) (*siteView, error) {
 	case source != "":
 		return nil, fmt.Errorf("unknown source %q: use one of: %s", site.Truncate(source), strings.Join(known, ", "))
 	case len(known) > 1:
-		return nil, fmt.Errorf("site %s has several pages; choose one with source, one of: %s", s.Name, strings.Join(known, ", "))
+		return nil, fmt.Errorf("site %s has several pages; give one as source: %s", s.Name, strings.Join(known, ", "))
 	}
 	return only, nil
 }

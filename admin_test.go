@@ -149,7 +149,7 @@ func TestPageIsShownToOperators(t *testing.T) {
 		{first, "text/plain", "text/plain; charset=utf-8", "This site is down for maintenance and will be back soon.\n"},
 		{first, "application/json", "application/problem+json", `{"title":"Service Unavailable","status":503,"retry_after":300,"maintenance":true}` + "\n"},
 		{"wiki/page", "*/*", html, defaultPage},
-		{"shop/page", "text/html", "application/json", `{"error":"site shop has several pages; choose one with source, one of: ` +
+		{"shop/page", "text/html", "application/json", `{"error":"site shop has several pages; give one as source: ` +
 			host.URL + ", " + host.URL + `/de"}` + "\n"},
 		{"wiki/page?source=x", "text/html", "application/json", `{"error":"unknown source \"x\": site wiki has no custom page"}` + "\n"},
 	} {

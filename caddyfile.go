@@ -207,7 +207,7 @@ func parseOneArg(d *caddyfile.Dispenser) (string, error) {
 func parseDuration(d *caddyfile.Dispenser, name, arg string) (time.Duration, error) {
 	duration, err := caddy.ParseDuration(arg)
 	if err != nil {
-		return 0, d.Errf("invalid %s %q: must be a duration with a unit (for example 90s, 5m or 1d)", name, arg)
+		return 0, d.Errf("invalid %s %q: must be a duration with a unit (for example 30s)", name, arg)
 	}
 	return duration, nil
 }

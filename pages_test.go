@@ -64,7 +64,7 @@ func TestWrongPageIsRefused(t *testing.T) {
 		`refresh`:                              `refresh takes one argument, got 0`,
 		`refresh 1s 2s`:                        `refresh takes one argument, got 2`,
 		`refresh 500ms`:                        `invalid refresh "500ms": must be at least 1s (for example 30s)`,
-		`refresh often`:                        `invalid refresh "often": must be a duration with a unit (for example 90s, 5m or 1d)`,
+		`refresh often`:                        `invalid refresh "often": must be a duration with a unit (for example 30s)`,
 		"refresh 2s\nrefresh 2s":               `refresh is given twice`,
 	} {
 		_, err := adapt(":8080 {\nmaintenance shop {\n" + option + "\n}\n}")

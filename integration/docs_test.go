@@ -426,7 +426,8 @@ func (r *docReader) runOne(line string) (printed string, code int) {
 		return fmt.Sprintln(r.code), 0
 	case words[0] == "caddy" && r.onTerminal:
 		cmd := r.caddy.prepare(words[1:]...)
-		cmd.Args = []string{"script", "-qec", shellWords(cmd.Args), "/dev/null"}
+		cmd.Args = []string{"script", "-qec", "exec " + shellWords(cmd.Args), "/dev/null"}
+		cmd.Env = append(cmd.Env, "SHELL=/bin/sh") // a user may have one that runs nothing
 		cmd.Path, cmd.Err = exec.LookPath("script")
 		got := outputOf(r.t, cmd)
 		return strings.ReplaceAll(got.stdout, "\r", ""), got.code

@@ -160,7 +160,7 @@ func TestTerminalIsTheCommands(t *testing.T) {
 		"test -t 0 && test -t 1 && trap 'echo interrupted' INT; echo ready; until read line; do :; done; echo got $line; exit 5")
 	// exec, as dash would stay between, get the key as well, and end with its status.
 	terminal := exec.Command("script", "-qec", "exec "+shellWords(inner.Args), "/dev/null")
-	terminal.Dir, terminal.Env = inner.Dir, inner.Env
+	terminal.Dir, terminal.Env = inner.Dir, append(inner.Env, "SHELL=/bin/sh")
 	input, err := terminal.StdinPipe()
 	if err != nil {
 		t.Fatal(err)

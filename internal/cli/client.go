@@ -103,7 +103,7 @@ func explain(err error, address string) error {
 	var answer api.Error
 	if json.Unmarshal([]byte(parts[2]), &answer) != nil || answer.Error == "" {
 		if status == http.StatusNotFound {
-			return fmt.Errorf("the Caddy at %s was built without the maintenance module; `caddy list-modules` shows what a Caddy was built with", address)
+			return fmt.Errorf("the Caddy at %s was built without the maintenance module; if you have installed another one, restart the service (a reload keeps the old binary)", address)
 		}
 		return err
 	}

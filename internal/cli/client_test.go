@@ -49,6 +49,7 @@ func TestWrongCommandLineIsExplained(t *testing.T) {
 		{"instances web-1", nil, "too many arguments: instances takes no arguments"},
 		{"forget", nil, "no instance given; caddy maintenance instances lists them"},
 		{"forget web-1 web-2", nil, "too many arguments: forget takes one instance"},
+		{"on shop --message Back at nope", asked, `unknown site "at"; the sites of the running config are: shop, wiki; a text with spaces needs quotes (for example --message "Back at three.")`},
 		{"on shpo", asked, strings.Replace(strings.Replace(unknown, "nope", "shpo", 1), ";", " (did you mean shop?);", 1)},
 		{"on shop --for 10m --until 15:00; on shop --for 10m --until=", nil, oneEnd},
 		{"on shop --with-secret --secret 0123456789-ABCDEF; on shop --with-bypass-secret --bypass-secret=", nil, oneWay},
@@ -61,7 +62,7 @@ func TestWrongCommandLineIsExplained(t *testing.T) {
 		}
 	}
 	for _, test := range []struct{ flag, values, want string }{
-		{"--for", "soon 0s -1m", `invalid --for "VALUE": must be a duration above zero (for example 30s)`},
+		{"--for", "soon 0s -1m -30", `invalid --for "VALUE": must be a duration above zero (for example 30s)`},
 		{"--wait", "soon 0s -1s", `invalid --wait "VALUE": must be a duration above zero (for example 30s)`},
 	} {
 		for value := range strings.FieldsSeq(test.values) {
@@ -93,7 +94,7 @@ func TestInvalidOptionIsExplained(t *testing.T) {
 func TestFailedRequestIsExplained(t *testing.T) {
 	const none = "the running config has no maintenance directive; " +
 		"add one to a site block (for example maintenance shop) and reload Caddy"
-	const absent = "the Caddy at ADDRESS was built without the maintenance module; `caddy list-modules` shows what a Caddy was built with"
+	const absent = "the Caddy at ADDRESS was built without the maintenance module; if you have installed another one, restart the service (a reload keeps the old binary)"
 	for answer, want := range map[string]string{
 		"[]":                                    none,
 		`503 {"error":"no config is running"}`:  "no config is running",
@@ -140,31 +141,31 @@ func TestCaddyThatIsNotRunningIsSaidToBe(t *testing.T) {
 
 func TestWrongAddressIsExplained(t *testing.T) {
 	const (
-		socket  = "a socket is written as unix/ and its path (for example unix//run/caddy.sock)"
+		socket  = "a socket is written as unix/ and its path (for example unix//run/caddy/admin.sock)"
 		port    = "the port is missing (for example localhost:2019)"
-		address = "must be a host and a port, or a socket (for example localhost:2019 or unix//run/caddy.sock)"
+		address = "must be a host and a port, or a socket (for example localhost:2019 or unix//run/caddy/admin.sock)"
 	)
 	for given, want := range map[string]string{
-		"unix:/run/caddy.sock":   socket,
-		"unix:///run/caddy.sock": socket,
-		"unix/":                  socket,
-		"localhost":              port,
-		"http://localhost/":      port,
-		"[::1]":                  port,
-		"2019":                   port,
-		"localhost:2019/":        address,
-		"localhost:http":         address,
-		"localhost:2019-2020":    address,
-		"https://localhost:2019": address,
-		"fd/3":                   address,
+		"unix:/run/caddy/admin.sock":   socket,
+		"unix:///run/caddy/admin.sock": socket,
+		"unix/":                        socket,
+		"localhost":                    port,
+		"http://localhost/":            port,
+		"[::1]":                        port,
+		"2019":                         port,
+		"localhost:2019/":              address,
+		"localhost:http":               address,
+		"localhost:2019-2020":          address,
+		"https://localhost:2019":       address,
+		"fd/3":                         address,
 	} {
 		got := newFakeAPI(t).run("maintenance", "shop", "--address", given)
 		if want := fails(fmt.Sprintf("invalid --address %q: %s", given, want)); got != want {
 			t.Errorf("%s got\n%+v, want\n%+v", given, got, want)
 		}
 	}
-	got := newFakeAPI(t).run("maintenance", "--address", "unix/run/caddy.sock")
-	if !strings.Contains(got.stderr, "an absolute path begins with a second slash: unix//run/caddy.sock") || got.code != 1 {
+	got := newFakeAPI(t).run("maintenance", "--address", "unix/run/caddy/admin.sock")
+	if !strings.Contains(got.stderr, "an absolute path begins with a second slash: unix//run/caddy/admin.sock") || got.code != 1 {
 		t.Errorf("got %+v", got)
 	}
 }

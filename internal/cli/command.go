@@ -257,9 +257,9 @@ func checkAddress(address string) error {
 	case address == "":
 		return nil
 	case strings.HasPrefix(address, "unix:"), isSocket && parsed.Host == "":
-		return errors.New("a socket is written as unix/ and its path (for example unix//run/caddy.sock)")
+		return errors.New("a socket is written as unix/ and its path (for example unix//run/caddy/admin.sock)")
 	case err != nil, !isTCP && !isSocket, parsed.PortRangeSize() > 1:
-		return errors.New("must be a host and a port, or a socket (for example localhost:2019 or unix//run/caddy.sock)")
+		return errors.New("must be a host and a port, or a socket (for example localhost:2019 or unix//run/caddy/admin.sock)")
 	case isTCP && parsed.StartPort == 0:
 		return errors.New("the port is missing (for example localhost:2019)")
 	}

@@ -86,7 +86,7 @@ func (c *runCommand) run(args []string, dash int) (int, error) {
 	}
 	picked, err := c.admin.pick(args[:dash], c.all, api.StateOn)
 	if err != nil {
-		return 0, err
+		return 0, hintAtQuotes(err, c.flags)
 	}
 	if err := refuseOthers(picked); err != nil {
 		return 0, err

@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"example.com/caddy-maintenance/internal/api"
 )
@@ -71,6 +72,15 @@ func (c client) pick(args []string, all bool, want string) (picked []api.Site, e
 }
 
 var errUnknownSite = errors.New("unknown site")
+
+// hintAtQuotes says what else may be wrong if a site is unknown: the rest of a text may have been
+// taken for one.
+func hintAtQuotes(err error, flags *pflag.FlagSet) error {
+	if errors.Is(err, errUnknownSite) && (flags.Changed("message") || flags.Changed("reason")) {
+		return fmt.Errorf("%w; a text with spaces needs quotes (for example --message \"Back at three.\")", err)
+	}
+	return err
+}
 
 // pickOne returns the site named, or the only one.
 func (c client) pickOne(l listing, args []string) (api.Site, error) {

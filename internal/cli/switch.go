@@ -28,7 +28,7 @@ func (c *onCommand) run(args []string) (int, error) {
 	}
 	picked, err := c.admin.pick(args, c.all, api.StateOn)
 	if err != nil {
-		return 0, err
+		return 0, hintAtQuotes(err, c.flags)
 	}
 	doing, want := "Enabling", api.StateOn
 	if options[site.OptionFrom] != nil {

@@ -58,26 +58,26 @@ func (d *Duration) UnmarshalText(text []byte) error {
 // DurationParser parses a duration.
 type DurationParser func(string) (time.Duration, error)
 
-var errUnitMissing = errors.New("a unit is missing")
-
-// Parse parses a duration. If it is a number without a unit, the error says so.
-func (parse DurationParser) Parse(text string) (time.Duration, error) {
-	d, err := parse(text)
-	if err != nil {
-		if _, withUnit := parse(text + "s"); withUnit == nil {
-			err = fmt.Errorf("%w (for example %ss)", errUnitMissing, text)
-		}
+// between parses a duration and checks its range; a most of 0 means no limit. The error says that
+// a unit is missing if that is all there is to say, and else the rule.
+func (parse DurationParser) between(text string, least, most time.Duration, rule string) (time.Duration, error) {
+	fits := func(text string) bool {
+		d, err := parse(text)
+		return err == nil && d >= least && (most == 0 || d <= most)
 	}
-	return d, err
+	d, err := parse(text)
+	switch {
+	case fits(text):
+		return d, nil
+	case err != nil && fits(text+"s"):
+		return 0, fmt.Errorf("a unit is missing (for example %ss)", text)
+	}
+	return 0, errors.New(rule)
 }
 
 // Positive parses a duration above zero.
 func (parse DurationParser) Positive(text string) (time.Duration, error) {
-	d, err := parse.Parse(text)
-	if err == nil && d > 0 || errors.Is(err, errUnitMissing) {
-		return d, err
-	}
-	return 0, errors.New("must be a duration above zero (for example 30s)")
+	return parse.between(text, 1, 0, "must be a duration above zero (for example 30s)")
 }
 
 // Option describes one of the Options for the admin API, the command, records and the log.
@@ -330,12 +330,9 @@ func (p Parser) Check(name, called, text string) error {
 
 // duration parses a duration and checks its range. A most of 0 means no limit.
 func (p Parser) duration(text string, least, most time.Duration, rule string) (Duration, error) {
-	d, err := p.Durations.Parse(text)
-	switch {
-	case errors.Is(err, errUnitMissing):
+	d, err := p.Durations.between(text, least, most, rule)
+	if err != nil {
 		return Duration{}, err
-	case err != nil, d < least, most > 0 && d > most:
-		return Duration{}, errors.New(rule)
 	}
 	return Duration{text, d}, nil
 }

@@ -53,6 +53,7 @@ func TestWrongBodyIsRefused(t *testing.T) {
 		`{"message": "` + strings.Repeat("ä", 1001) + `"}`: `invalid message "` + strings.Repeat("ä", 39) + `…: must have at most 1000 characters, has 1001`,
 
 		`{"retry_after": "300"}`:                 `invalid retry_after "300": a unit is missing (for example 300s)`,
+		`{"hold": "600"}`:                        `invalid hold "600": must be a duration above zero, at most 5m (for example 30s)`,
 		`{"terminate_after": "1.5"}`:             `invalid terminate_after "1.5": a unit is missing (for example 1.5s)`,
 		`{"until": "9999-12-31T23:59:59-01:00"}`: `invalid until "9999-12-31T23:59:59-01:00": must be before the year 10000`,
 		`{"until": "2026-01-31T02:00:00Z"}`: fmt.Sprintf(
