@@ -146,6 +146,10 @@ func TestReportLeavesTheStorageOfAConfigThatHardlyRan(t *testing.T) {
 	}
 }
 
+// When a switch is answered, a site that is on has its record on disk, and one that is off has
+// none.
+//
+// G3
 func TestClosedSitesAreKeptOnDisk(t *testing.T) {
 	ofEachKind(t, func(t *testing.T, k kind) {
 		s := k.start(t, `maintenance shop`)
