@@ -596,11 +596,11 @@ func fieldsOf(t *testing.T, line string) (fields []string) {
 func TestRecipeComingFrom(t *testing.T) {
 	t.Parallel()
 	const page = "coming-from.md"
-	rows, caddyfiles := 0, ""
+	rows := 0
 	for _, title := range []string{"Heroku", "Kamal", "Laravel", "fops-caddy-maintenance"} {
 		r, c := newRecipe(t, page, title)
 		r.do(c.blocks...)
-		caddyfiles += r.only(c, "caddyfile")
+		caddyfile := r.only(c, "caddyfile")
 		for _, row := range find("(?m)^\\| `.*` \\| (.*) \\|$", readSection(t, page, title)) {
 			rows++
 			code := strings.Join(find("^`([^`]+)`", row), "")
@@ -617,9 +617,9 @@ func TestRecipeComingFrom(t *testing.T) {
 				r.expect("caddy maintenance shop", "off\n")
 			case strings.HasPrefix(code, "caddy "):
 				r.expect(code, "on\n")
-			default: // a line of a Caddyfile
-				if !strings.Contains(caddyfiles, "\t"+code+"\n") {
-					t.Errorf("no Caddyfile up to %s has %s", title, code)
+			default: // a line of the Caddyfile
+				if !strings.Contains(caddyfile, "\t"+code+"\n") {
+					t.Errorf("the Caddyfile of %s does not have %s", title, code)
 				}
 			}
 		}

@@ -289,6 +289,28 @@ func TestReferenceHasEveryFlag(t *testing.T) {
 	}
 }
 
+// The commands of the synopsis, and the flags that the README shows.
+func TestSynopsisAndFlagsOfTheREADME(t *testing.T) {
+	t.Parallel()
+	c, _ := startSite(t, literal, welcome)
+	help := c.command("maintenance", "--help").stdout
+	commands := find(`(?m)^  (\w+) +`, find(`(?s)Available Commands:\n(.*?)\n\n`, help)[0])
+	expectSame(t, "commands", find(`(?m)^caddy maintenance (\w+)`, readFile(t, "../docs/command.md")), commands)
+	for _, row := range readTable(t, readFile(t, "../README.md"), "flag of `on`", 1) {
+		for _, flag := range codesIn(row[0]) {
+			name, value, hasValue := strings.Cut(flag, " ")
+			args := []string{"maintenance", "on", "shop", name}
+			if hasValue {
+				args = append(args, strings.Trim(value, `"`))
+			}
+			if got := c.command(args...); got.code != 0 {
+				t.Errorf("%s: got %+v", flag, got)
+			}
+			c.off("shop")
+		}
+	}
+}
+
 // Metrics, events and log
 
 func TestReferenceHasEveryMetric(t *testing.T) {
