@@ -224,6 +224,7 @@ func (a *App) leaveStorage(next *App) {
 	}
 	defer a.report.release()
 	a.report.by, a.left = next, true
+	a.store.Leave(a.configID)
 	next.putReport(a.report.last)
 	a.warnOfReport(a.store.RetireIfFrom(ctx, a.configID))
 }

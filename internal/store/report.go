@@ -144,6 +144,10 @@ func (s *Store) Retire(ctx context.Context) error {
 	return s.Forget(ctx, s.self.Name())
 }
 
+// Leave notes that a config has another storage now, or another Store of this one: what still
+// reads here must not store its report again.
+func (s *Store) Leave(config string) { s.left.Store(&config) }
+
 // RetireIfFrom removes the report of this instance if that config stored it.
 func (s *Store) RetireIfFrom(ctx context.Context, config string) error {
 	raw, err := await(ctx, s.begin(ctx, reportKey(s.self.Name())))
@@ -198,12 +202,15 @@ func (s *Store) findReport(ctx context.Context) error {
 	key := reportKey(s.self.Name())
 	_, err = await(ctx, s.begin(ctx, key))
 	if errors.Is(err, fs.ErrNotExist) {
-		if !s.self.Reports() {
+		if s.left.Load() != nil || !s.self.Reports() {
 			return nil // it has just been removed
 		}
 		s.emptied.Add(1)
 		if err = s.storeInTime(ctx, key, raw); err != nil {
 			return fmt.Errorf("%w: %w", ErrDown, err)
+		}
+		if config := s.left.Load(); config != nil {
+			return s.RetireIfFrom(ctx, *config)
 		}
 		if !s.self.Reports() {
 			return s.Forget(ctx, s.self.Name())

@@ -90,6 +90,8 @@ type Store struct {
 	// set when one has timed out, so that the others do not wait one after the other.
 	reads   *semaphore.Weighted
 	stalled atomic.Bool
+
+	left atomic.Pointer[string] // the config that has left; see Leave
 }
 
 // New returns a Store for an instance. durations parses the durations in records. Background
