@@ -224,9 +224,9 @@ func (a *App) leaveStorage(next *App) {
 	}
 	defer a.report.release()
 	a.report.by, a.left = next, true
-	a.store.Leave(a.configID)
+	a.store.Leave(next.configID)
 	next.putReport(a.report.last)
-	a.warnOfReport(a.store.RetireIfFrom(ctx, a.configID))
+	a.warnOfReport(a.store.RetireUnlessFrom(ctx, next.configID))
 }
 
 // exit terminates the requests of closed sites, for which no server waits any more, and removes

@@ -144,18 +144,19 @@ func (s *Store) Retire(ctx context.Context) error {
 	return s.Forget(ctx, s.self.Name())
 }
 
-// Leave notes that a config has another storage now, or another Store of this one: what still
-// reads here must not store its report again.
-func (s *Store) Leave(config string) { s.left.Store(&config) }
+// Leave notes that the config of that ID reports from now on, to another storage or with another
+// Store of this one: what still reads here must not store the report again.
+func (s *Store) Leave(next string) { s.left.Store(&next) }
 
-// RetireIfFrom removes the report of this instance if that config stored it.
-func (s *Store) RetireIfFrom(ctx context.Context, config string) error {
+// RetireUnlessFrom removes the report of this instance unless that config stored it. An earlier
+// config may have, where the storage was read before this one had reported.
+func (s *Store) RetireUnlessFrom(ctx context.Context, next string) error {
 	raw, err := await(ctx, s.begin(ctx, reportKey(s.self.Name())))
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
 	var r Report
-	if err != nil || json.Unmarshal(raw, &r) != nil || r.Config != config {
+	if err != nil || json.Unmarshal(raw, &r) != nil || r.Config == next {
 		return err
 	}
 	return s.Forget(ctx, s.self.Name())
@@ -209,8 +210,8 @@ func (s *Store) findReport(ctx context.Context) error {
 		if err = s.storeInTime(ctx, key, raw); err != nil {
 			return fmt.Errorf("%w: %w", ErrDown, err)
 		}
-		if config := s.left.Load(); config != nil {
-			return s.RetireIfFrom(ctx, *config)
+		if next := s.left.Load(); next != nil {
+			return s.RetireUnlessFrom(ctx, *next)
 		}
 		if !s.self.Reports() {
 			return s.Forget(ctx, s.self.Name())

@@ -91,7 +91,7 @@ type Store struct {
 	reads   *semaphore.Weighted
 	stalled atomic.Bool
 
-	left atomic.Pointer[string] // the config that has left; see Leave
+	left atomic.Pointer[string] // the config that reports elsewhere; see Leave
 }
 
 // New returns a Store for an instance. durations parses the durations in records. Background
