@@ -531,10 +531,12 @@ func TestDoneHoldsOnAllInstancesUnderLoad(t *testing.T) {
 	t.Logf("done after %s at the median, %s at most; the interval is %s", took[len(took)/2], took[len(took)-1], interval)
 }
 
-// An instance whose clock is an hour off is named, whichever way it is off.
+// An instance whose clock is an hour off is named, whichever way it is off. By how much is known
+// no better than the time between two reads of its report, which is long on a busy machine.
 func TestClockThatIsOffIsNamed(t *testing.T) {
 	t.Parallel()
-	for offset, words := range map[time.Duration]string{time.Hour: "1h0m0s ahead of", -time.Hour: "1h0m0s behind"} {
+	warning := regexp.MustCompile(`warning: the clock of ghost is about (1h0m|59m)\d+s (ahead of|behind) this instance's`)
+	for words, offset := range map[string]time.Duration{"ahead of": time.Hour, "behind": -time.Hour} {
 		t.Run(words, func(t *testing.T) {
 			t.Parallel()
 			f := newNamedFleet(t, literal, 1)
@@ -566,10 +568,10 @@ func TestClockThatIsOffIsNamed(t *testing.T) {
 			defer close(done)
 			eventually(t, patience, "its clock is seen twice", func() bool {
 				seen := f.all[0].command("maintenance", "instances").stdout
-				return strings.Contains(seen, "1h0m0s") || strings.Contains(seen, "59m59s")
+				return strings.Contains(seen, "1h0m") || strings.Contains(seen, "59m")
 			})
 			got := f.all[0].command("maintenance", "on", "shop")
-			if got.code != 0 || !strings.Contains(got.stderr, "warning: the clock of ghost is "+words+" this instance's") {
+			if warned := warning.FindStringSubmatch(got.stderr); got.code != 0 || warned == nil || warned[2] != words {
 				t.Errorf("got %+v", got)
 			}
 		})

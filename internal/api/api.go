@@ -97,7 +97,7 @@ type Instance struct {
 	Held         int64     `json:"held"`
 	Seen         time.Time `json:"seen"`                   // when it last reported
 	SyncInterval string    `json:"sync_interval"`          // a duration, or SyncOff
-	ClockOffset  string    `json:"clock_offset,omitempty"` // how far its clock is ahead (or behind: "-1m0s"), if by more than 30 s
+	ClockOffset  string    `json:"clock_offset,omitempty"` // about how far its clock is ahead (or behind: "-1m0s"), if by more than 30 s
 	Drained      bool      `json:"drained"`                // it blocks the site's requests, and none is in flight
 }
 

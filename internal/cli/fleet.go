@@ -157,7 +157,7 @@ func (f fleet) warnOfClocks(out io.Writer) {
 			if by != i.ClockOffset {
 				ahead = "behind"
 			}
-			fmt.Fprintf(out, "warning: the clock of %s is %s %s this instance's; each instance begins and ends maintenance by its own clock\n", f.name(i), by, ahead)
+			fmt.Fprintf(out, "warning: the clock of %s is about %s %s this instance's; each instance begins and ends maintenance by its own clock\n", f.name(i), by, ahead)
 		}
 	}
 }

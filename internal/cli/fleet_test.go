@@ -63,7 +63,7 @@ func TestSwitchIsDoneWhenTheFleetIs(t *testing.T) {
 	for offset, words := range map[string]string{"1h0m0s": "1h0m0s ahead of", "-45s": "45s behind"} {
 		runs(t, "on", result{
 			enablingShop + "done (2 instances)\n",
-			"warning: the clock of web-2 is " + words + " this instance's; each instance begins and ends maintenance by its own clock\n", 0,
+			"warning: the clock of web-2 is about " + words + " this instance's; each instance begins and ends maintenance by its own clock\n", 0,
 		}, lists(shopOff), put("shop"), instances(path, 0, web1, with(web2, `"clock_offset":"`+offset+`"`)))
 	}
 }
