@@ -1,6 +1,7 @@
 package site
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -258,9 +259,14 @@ func (p Parser) Body(body []byte) (Given, error) {
 	if !utf8.Valid(body) {
 		return Given{}, errors.New("invalid body: must be UTF-8")
 	}
+	const object = `invalid body: must be one JSON object (for example {"message": "Back at three."})`
 	var fields map[string]json.RawMessage
-	if err := json.Unmarshal(body, &fields); err != nil || fields == nil {
-		return Given{}, errors.New(`invalid body: must be one JSON object (for example {"message": "Back at three."})`)
+	err := json.Unmarshal(body, &fields)
+	if syntax, ok := errors.AsType[*json.SyntaxError](err); ok && len(bytes.TrimSpace(body)) > 0 {
+		return Given{}, fmt.Errorf(object+"; at byte %d: %w", syntax.Offset, err)
+	}
+	if err != nil || fields == nil {
+		return Given{}, errors.New(object)
 	}
 	var given Given
 	for _, name := range slices.Sorted(maps.Keys(fields)) {

@@ -59,8 +59,14 @@ func TestWrongBodyIsRefused(t *testing.T) {
 		`{"until": "2026-01-31T02:00:00Z"}`: fmt.Sprintf(
 			"invalid until %[1]q: must be in the future; it is now %[1]s", "2026-01-31T02:00:00Z"),
 	}
-	for _, body := range []string{"", " ", "null", "[]", "{}{}", "on", "{", "{}}", `{"message" "x"}`} {
-		refused[body] = `invalid body: must be one JSON object (for example {"message": "Back at three."})`
+	for body, why := range map[string]string{
+		"": "", " ": "", "null": "", "[]": "", `"on"`: "",
+		"{":               "; at byte 1: unexpected end of JSON input",
+		"{}{}":            "; at byte 3: invalid character '{' after top-level value",
+		"{message: x}":    "; at byte 2: invalid character 'm' looking for beginning of object key string",
+		`{"message" "x"}`: `; at byte 12: invalid character '"' after object key`,
+	} {
+		refused[body] = `invalid body: must be one JSON object (for example {"message": "Back at three."})` + why
 	}
 	for _, test := range []struct{ option, want, values string }{
 		{"message", `invalid message VALUE: must be a string`, `5 {} ["x"]`},
