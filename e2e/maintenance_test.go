@@ -4,6 +4,7 @@ import (
 	"net/http"
 	"testing"
 
+	"github.com/chromedp/cdproto/emulation"
 	"github.com/chromedp/chromedp"
 )
 
@@ -22,6 +23,21 @@ func TestPageWithRefreshBringsTheVisitorBack(t *testing.T) {
 
 	s.maintenance("off", "shop")
 	v.sees("h1", "Welcome to the shop")
+}
+
+// The default page has no style of its own, and is dark for a visitor whose system is.
+func TestDefaultPageFollowsDarkMode(t *testing.T) {
+	s := startShop(t, "", "")
+	s.maintenance("on", "shop")
+	v := newVisitor(t)
+	v.opens(s.url, http.StatusServiceUnavailable)
+	for scheme, color := range map[string]string{"dark": "rgb(255, 255, 255)", "light": "rgb(0, 0, 0)"} {
+		feature := &emulation.MediaFeature{Name: "prefers-color-scheme", Value: scheme}
+		if err := v.run(emulation.SetEmulatedMedia().WithFeatures([]*emulation.MediaFeature{feature})); err != nil {
+			t.Fatal(err)
+		}
+		v.awaits(`getComputedStyle(document.querySelector("h1")).color === "` + color + `"`)
+	}
 }
 
 // customPage takes an image and a style sheet from the site, and has more styles
