@@ -67,7 +67,9 @@ func (f *followers) tick() {
 	if time.Since(f.observed) >= ObserveInterval {
 		f.observed = time.Now()
 		for _, i := range f.all {
-			_ = i.fleet.Observe(f.t.Context())
+			if i.fleet.Observe(f.t.Context()) == nil {
+				i.fleet.RemoveGone(f.t.Context(), time.Now())
+			}
 		}
 	}
 }

@@ -13,7 +13,7 @@ import (
 )
 
 const (
-	// removeAfter is how long the report of an instance stays after its last change.
+	// removeAfter is for how long each read of a report must find the same before it is removed.
 	removeAfter = 10 * time.Minute
 
 	// ObserveInterval is how often an instance looks for other instances.
@@ -76,13 +76,36 @@ type Fleet struct {
 // observed is a report and when it was read and seen to change.
 type observed struct {
 	Report
-	raw      string
-	found    time.Time // when it was first read with its present Config
-	changed  time.Time
-	lastRead time.Time
-	skew     time.Duration
-	behind   map[string]time.Time // since when it reports each site of Behind
-	lost     bool                 // it was in the storage before that was emptied
+	raw       string
+	found     time.Time // when it was first read with its present Config
+	changed   time.Time
+	lastRead  time.Time // whether it could be read or not
+	skew      time.Duration
+	behind    map[string]time.Time // since when it reports each site of Behind
+	lost      bool                 // it was in the storage before that was emptied
+	unchanged bool                 // it was the same the last two times that it could be read
+
+	// Since same, and until lastSame, each read has found the same, and there was one every two
+	// ObserveIntervals at least: the storage was not down for long.
+	same, lastSame time.Time
+}
+
+// compare notes the content of the report, and reports whether it has changed.
+func (o *observed) compare(raw string, now time.Time) (changed bool) {
+	changed = raw != o.raw
+	if changed || now.Sub(o.lastSame) > 2*ObserveInterval {
+		o.same = now
+	}
+	o.raw, o.lastSame, o.unchanged = raw, now, !changed
+	return changed
+}
+
+// isGone reports whether the instance has not reported for removeAfter.
+func (o *observed) isGone(now time.Time) bool {
+	if o.lost {
+		return now.Sub(o.changed) > removeAfter
+	}
+	return o.lastSame.Sub(o.same) > removeAfter
 }
 
 // NewFleet returns a fleet on the storage. It is empty until Observe or List.
@@ -183,25 +206,30 @@ func (f *Fleet) HasApplied(name, id string) bool {
 	return o != nil && f.journal.index(id) >= 0 && f.journal.index(o.Applied) >= f.journal.index(id)
 }
 
-// Observe lists the other instances, and reads the reports that it has not read for longest.
+// Observe lists the other instances, and reads the reports that it has not read for longest and
+// those of instances that may be gone.
 func (f *Fleet) Observe(ctx context.Context) error {
 	if err := f.List(ctx); err != nil {
 		return err
 	}
-	return f.readAll(ctx, f.longestUnread(maxObserved))
+	return f.readAll(ctx, f.toObserve())
 }
 
-// maxObserved is how many reports an instance reads in each ObserveInterval, so that the reads
-// of the fleet do not grow with the square of its size.
+// maxObserved is how many reports of living instances an instance reads in each ObserveInterval,
+// so that the reads of the fleet do not grow with the square of its size.
 const maxObserved = 60
 
-func (f *Fleet) longestUnread(limit int) []string {
+func (f *Fleet) toObserve() []string {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	names := slices.SortedFunc(maps.Keys(f.reports), func(x, y string) int {
 		return f.reports[x].lastRead.Compare(f.reports[y].lastRead)
 	})
-	return names[:min(limit, len(names))]
+	n := 0
+	return slices.DeleteFunc(names, func(name string) bool {
+		n++
+		return n > maxObserved && !f.reports[name].unchanged
+	})
 }
 
 // List lists the other instances.
@@ -286,7 +314,7 @@ func (f *Fleet) read(ctx context.Context, name string) error {
 	case ctx.Err() != nil:
 		return context.Cause(ctx)
 	case err != nil || json.Unmarshal(raw, &r) != nil:
-		f.missed(name, began) // it is being written, or was removed, or cannot be read
+		f.missed(name, raw, began) // it is being written, or was removed, or cannot be read
 	default:
 		f.take(name, r, string(raw), began)
 	}
@@ -304,7 +332,7 @@ func (f *Fleet) take(name string, r Report, raw string, now time.Time) {
 	if r.Host == "" {
 		r.Host = name
 	}
-	if o.raw != raw {
+	if o.compare(raw, now) {
 		from := o.lastRead
 		if from.IsZero() {
 			from = r.Clock
@@ -319,15 +347,15 @@ func (f *Fleet) take(name string, r Report, raw string, now time.Time) {
 				behind[site] = o.behind[site]
 			}
 		}
-		o.Report, o.raw, o.changed, o.behind = r, raw, now, behind
+		o.Report, o.changed, o.behind = r, now, behind
 		o.skew = skew(r.Clock, from, now)
 	}
 	o.lastRead = now
 }
 
-// missed notes that a report could not be read. An instance whose report was never read is
-// known only by its name.
-func (f *Fleet) missed(name string, now time.Time) {
+// missed notes that there was no report to read, but raw, or nothing if that is nil. An instance whose report was never read
+// is known only by its name.
+func (f *Fleet) missed(name string, raw []byte, now time.Time) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	o := f.reports[name]
@@ -336,6 +364,9 @@ func (f *Fleet) missed(name string, now time.Time) {
 	}
 	if o.found.IsZero() {
 		o.found, o.changed, o.Host = now, now, name
+	}
+	if raw != nil {
+		o.compare(string(raw), now)
 	}
 	o.lastRead = now
 }
@@ -410,7 +441,7 @@ func (f *Fleet) RemoveGone(ctx context.Context, now time.Time) {
 	f.mu.Lock()
 	var gone []string
 	for name, o := range f.reports {
-		if !o.lastRead.IsZero() && now.Sub(o.changed) > removeAfter {
+		if o.isGone(now) {
 			gone = append(gone, name)
 		}
 	}

@@ -731,6 +731,41 @@ func TestReportOfWhatIsGoneIsRemoved(t *testing.T) {
 	})
 }
 
+// The report of a living instance stays after an outage in which nobody could report, also in a
+// fleet so large that each reads the others' only now and then. One that has ended is removed.
+//
+// G11
+func TestReportOfTheLivingStays(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const size = 2*maxObserved + 10 // so that an instance reads each report every three minutes
+		f := newFollowers(t, size, 2)
+		reports := func() (n int) {
+			for _, i := range f.all {
+				if f.m.get(reportKey(i.self.Name())) != "" {
+					n++
+				}
+			}
+			return n
+		}
+		f.m.fault = func(context.Context, string, string) error { return errors.New("down") }
+		f.run(11 * time.Minute)
+		f.m.fault = nil
+		for _, i := range f.all { // before all have reported
+			_ = i.fleet.Observe(t.Context())
+			i.fleet.RemoveGone(t.Context(), time.Now())
+		}
+		if n := reports(); n != size {
+			t.Errorf("%d of %d are left after an outage", n, size)
+		}
+		gone := f.all[size-1]
+		f.all = f.all[:size-1]
+		f.run(15 * time.Minute)
+		if n := reports(); n != size-1 || f.m.get(reportKey(gone.self.Name())) != "" {
+			t.Errorf("%d are left of %d, and the one that has ended: %v", n, size-1, f.m.get(reportKey(gone.self.Name())))
+		}
+	})
+}
+
 // What an instance knows about closed sites survives a restart, separately for each storage, if
 // the disk is writable. It costs no more for many sites than for one.
 //
