@@ -303,6 +303,45 @@ func (c *faultyCaddy) keepsClosed() {
 	})
 }
 
+// An older copy of the storage that is put back while instances run has their newer records
+// again within two intervals, so that a new instance opens nothing.
+//
+// G3
+func TestOlderCopyOfTheStorageOpensNothing(t *testing.T) {
+	eachKind(t, func(t *testing.T, k kind) {
+		f := newNamedFleet(t, k, 3)
+		a, fresh := f.all[0], f.all[2]
+		a.on(k.name, "")
+		a.off(k.name)
+		path := filepath.Join(f.shared, "maintenance")
+		older := t.TempDir()
+		if err := os.CopyFS(older, os.DirFS(path)); err != nil {
+			t.Fatal(err)
+		}
+		f.expect("maintenance on shop --message Migrating.", enabling+"done (3 instances)\n0")
+		fresh.kill()
+		remove(t, filepath.Join(fresh.dir, "data"))
+		for _, name := range []string{a.recordPath(k.name), filepath.Join(path, "journal.json")} {
+			before, err := os.ReadFile(filepath.Join(older, strings.TrimPrefix(name, path)))
+			if err != nil {
+				t.Fatal(err)
+			}
+			write(t, name+".new", string(before))
+			if err := os.Rename(name+".new", name); err != nil {
+				t.Fatal(err)
+			}
+		}
+		eventually(t, 10*time.Second, "the record is back", func() bool {
+			record, err := readRecord(a.caddy, k.name)
+			return err == nil && record.State == "on" && record.Message == "Migrating."
+		})
+		fresh.launch(fresh.caddyfile(fresh.site))
+		if got := fresh.site.first(t).code; got != http.StatusServiceUnavailable {
+			t.Errorf("the first visitor of the new instance got %d", got)
+		}
+	})
+}
+
 // What the storage has lost, or has of an earlier time, opens nothing, though all instances
 // are restarted at once; it gets the records again.
 //

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"reflect"
 	"strings"
@@ -211,6 +212,32 @@ func TestEmptiedStorageIsFilledOnce(t *testing.T) {
 		}
 		if records != sites {
 			t.Errorf("%d records were stored", records)
+		}
+	})
+}
+
+// An older copy of the storage that is put back under running instances has the newer records
+// again at their next ticks, before an instance without a memory can start from it.
+//
+// G3
+func TestOlderCopyOfTheStorageIsMended(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFollowers(t, 3, 10)
+		f.m.mu.Lock()
+		older := maps.Clone(f.m.values)
+		f.m.mu.Unlock()
+		for _, name := range f.names[2:6] {
+			f.switchOn(name)
+		}
+		f.run(10 * time.Second)
+		f.m.mu.Lock()
+		f.m.values = older
+		f.m.mu.Unlock()
+		f.run(2 * f.all[0].follower.Interval)
+		for _, name := range f.names[2:6] {
+			if !strings.Contains(f.m.get(Key(name)), `"enabled":true`) {
+				t.Errorf("the record of %s is %q", name, f.m.get(Key(name)))
+			}
 		}
 	})
 }

@@ -207,6 +207,11 @@ func (f *Follower) readSites(j Journal, now time.Time) {
 			}
 		}
 	}
+	for _, name := range j.lost(f.journal) {
+		if _, has := f.Sites.Find(name); has {
+			f.Sites.ReadAgain(name)
+		}
+	}
 	f.journal = j
 	f.verify(now)
 }

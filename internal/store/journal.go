@@ -126,6 +126,22 @@ func (j Journal) hasAny(others Journal) bool {
 	return slices.ContainsFunc(others, func(e Entry) bool { return e.settled() && j.index(e.ID) >= 0 })
 }
 
+// lost returns the sites of stored records whose entries in an earlier journal are missing,
+// although newer ones have not pushed them out: an older copy of the storage was put back, or two
+// instances have changed the journal at the same time.
+func (j Journal) lost(earlier Journal) (sites []string) {
+	pushedOut := len(j) == maxEntries
+	for _, e := range earlier {
+		switch {
+		case j.index(e.ID) >= 0:
+			pushedOut = false
+		case e.Done && !pushedOut && j.Version(e.Site) < e.Version:
+			sites = append(sites, e.Site)
+		}
+	}
+	return sites
+}
+
 // readJournal reads the journal. A missing or damaged one counts as empty.
 func (s *Store) readJournal(ctx context.Context) (Journal, error) {
 	raw, err := await(ctx, s.begin(ctx, JournalKey))
