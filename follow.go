@@ -256,11 +256,11 @@ func (f *follower) reportProgress() {
 	var present []string
 	r.Applied, present, r.Behind, r.Absent = f.Progress()
 	r.Sites = make(map[string]store.Traffic)
+	closed := make(map[string]*site.State, len(present))
 	for _, name := range present {
-		if !f.blocks(name) {
+		if closed[name] = f.blockedBy(name); closed[name] == nil {
 			continue
 		}
-		r.Closed = append(r.Closed, name)
 		// If the site is not in memory, its template counts its requests.
 		if t := (store.Traffic{InFlight: f.inFlightBeside(name)}); t != (store.Traffic{}) {
 			r.Sites[name] = t
@@ -272,6 +272,11 @@ func (f *follower) reportProgress() {
 		}
 		if t := (store.Traffic{InFlight: s.inFlight.Count(), Held: s.heldNow()}); t != (store.Traffic{}) {
 			r.Sites[s.Name] = t
+		}
+	}
+	for _, name := range present {
+		if st := closed[name]; st != nil && f.blockedBy(name) == st { // else it was switched meanwhile: the count may not be that of a closed site
+			r.Closed = append(r.Closed, name)
 		}
 	}
 	select {

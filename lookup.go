@@ -125,14 +125,21 @@ func (a *App) lookup(name string) *configuredSite {
 	return a.siteOf(entry)
 }
 
-// blocks reports whether requests of a site are blocked. For a site that is not in memory its
-// template decides.
-func (a *App) blocks(name string) bool {
-	if s := a.lookup(name); s != nil {
-		return s.view().Blocks()
+// blockedBy returns the state by which requests of a site are blocked, nil if they are not. For a
+// site that is not in memory its template decides.
+func (a *App) blockedBy(name string) *site.State {
+	s := a.lookup(name)
+	if s == nil {
+		templates := a.yielding(name)
+		if len(templates) == 0 {
+			return nil
+		}
+		s = templates[0]
 	}
-	templates := a.yielding(name)
-	return len(templates) > 0 && templates[0].view().Blocks()
+	if v := s.view(); v.Blocks() {
+		return v.State
+	}
+	return nil
 }
 
 // inFlightBeside returns how many requests of a site the templates count. They do that while
