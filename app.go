@@ -56,10 +56,11 @@ type App struct {
 	pages     *configPages
 
 	ctx      caddy.Context // ends with the config
-	running  atomic.Bool   // this is or was the running config, as somebody has seen
-	working  atomic.Bool   // its work in the background has begun
-	ended    atomic.Bool   // it has stopped; its last requests may still come
-	configID string        // in its reports
+	started  bool
+	running  atomic.Bool // this is or was the running config, as somebody has seen
+	working  atomic.Bool // its work in the background has begun
+	ended    atomic.Bool // it has stopped; its last requests may still come
+	configID string      // in its reports
 	report   *reportState
 	left     bool          // this config must not report any more; guarded by the turn of report
 	soon     chan struct{} // gets a value when a report is due out of turn
@@ -125,6 +126,7 @@ func (a *App) Start() error {
 	if a.hasReport() && a.self == self() {
 		adoptName() // before the report of that name is taken for another instance
 	}
+	a.started = true
 	go a.announce()
 	go func() {
 		if !a.untilRunning() {
@@ -148,37 +150,43 @@ func (a *App) Start() error {
 	return nil
 }
 
-// Stop warns of closed sites that the next config does not have. The app's work ends
-// with its context.
+// Stop warns of closed sites that the next config does not have, and hands reporting over to it,
+// or back to the running one if this config has failed. The app's work ends with its context.
 func (a *App) Stop() error {
 	a.ended.Store(true)
 	for _, s := range a.servers {
 		s.stop() // now, before the load is answered; the server's own hook runs later
 	}
-	if next, err := runningApp(); err == nil && a.running.Load() && next != a {
+	next, err := runningApp()
+	if err != nil || next == a {
+		return nil // Caddy is stopping
+	}
+	failed := !a.running.Load()
+	if !failed {
 		a.warnOfSitesThatAreGone(next)
-		if next.hasReport() {
-			a.leaveStorage(next)
-		} else {
-			go a.leaveWhenIdle(slices.Collect(a.inMemory()))
-		}
-	} // else Caddy is stopping, or this config has failed
+	}
+	switch {
+	case next.hasReport():
+		a.leaveStorage(next)
+	case !failed:
+		go a.leaveWhenIdle(slices.Collect(a.inMemory()))
+	}
 	return nil
 }
 
-// Cleanup removes the report if no config runs any more, or if this config failed before it
-// ran and no other one reports.
+// Cleanup removes the report if no config runs any more, or if this config has failed. Caddy has
+// not called Stop if it failed before or after the apps were started.
 func (a *App) Cleanup() error {
 	a.leaveSites()
-	if _, err := runningApp(); err != nil {
+	next, err := runningApp()
+	if err != nil {
 		dropAllGone()
 	}
-	next, err := runningApp()
 	switch failed := !a.running.Load(); {
 	case err != nil || failed && !next.hasReport():
 		a.leave()
 	case failed:
-		a.handBack(next)
+		a.leaveStorage(next)
 	}
 	return nil
 }

@@ -567,6 +567,9 @@ func TestStateSurvivesReloads(t *testing.T) {
 		if n := other.stores.Load(); strings.Contains(other.get(shopKey), "true") {
 			t.Errorf("the failed config has stored %d values, among them %s", n, other.get(shopKey))
 		}
+		if left, err := other.List(t.Context(), "maintenance/instances", true); len(left) > 0 {
+			t.Errorf("the failed config has left its report %q %v", left, err)
+		}
 		wantEqual(t, "Retry-After, as the last good config says", s.get("/").Header.Get("Retry-After"), "420")
 		s.storage = newTestStorage(t)
 		s.reload(`maintenance shop`)

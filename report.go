@@ -203,26 +203,21 @@ func (a *App) leaveWhenIdle(list []*configuredSite) {
 	}
 }
 
-// handBack makes the running config report again, if this one has begun to report and failed.
-func (a *App) handBack(running *App) {
-	if a.report == nil || a.report.take(context.Background()) != nil {
+// leaveStorage removes the report of this process from the storage of a config that was replaced
+// or has failed, unless the running config has the same storage: then its report is there.
+func (a *App) leaveStorage(next *App) {
+	if !a.started {
 		return
 	}
-	defer a.report.release()
-	if a.report.by == a {
-		a.report.by = running
-	}
-}
-
-// leaveStorage removes the report of this process from the storage of a replaced config, unless
-// the next config has the same storage: then its report is there.
-func (a *App) leaveStorage(next *App) {
 	ctx, cancel := context.WithTimeout(context.Background(), leaveTimeout)
 	defer cancel()
 	if err := a.report.take(ctx); err != nil {
 		return // the storage hangs
 	}
 	defer a.report.release()
+	if a.left {
+		return
+	}
 	a.report.by, a.left = next, true
 	a.store.Leave(next.configID)
 	next.putReport(a.report.last)
