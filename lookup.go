@@ -26,6 +26,14 @@ func (a *App) join(name *site.Name, initiallyOn bool) (*configuredSite, error) {
 		sites.Acquire(name, time.Now())
 		return s, nil
 	}
+	for _, t := range a.templates {
+		// Otherwise the one with more literal text decides.
+		other := t.entry.Name()
+		if name.IsTemplate() && t.initiallyOn != initiallyOn && name.Literals() == other.Literals() && name.MayYieldNameOf(other) {
+			return nil, fmt.Errorf("conflicting initial_state: handlers of sites %s and %s can make the same name, and only one of them says on; "+
+				"use the same value in both, or a text that tells the names apart (for example pre-%s)", other, name, name)
+		}
+	}
 	entry := sites.Acquire(name, time.Now())
 	s := entry.Value.configs.findOrAdd(a.owns, func() *configuredSite { return a.newSite(entry, initiallyOn) })
 	a.sites[name.String()] = s

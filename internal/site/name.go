@@ -118,6 +118,15 @@ func (n *Name) Yields(name string) bool {
 	return values != nil
 }
 
+// MayYieldNameOf reports whether two templates may yield the same name, as far as their text before
+// the first and after the last placeholder tells.
+func (n *Name) MayYieldNameOf(other *Name) bool {
+	before, after := n.parts[0].literal, n.parts[len(n.parts)-1].literal
+	otherBefore, otherAfter := other.parts[0].literal, other.parts[len(other.parts)-1].literal
+	return (strings.HasPrefix(before, otherBefore) || strings.HasPrefix(otherBefore, before)) &&
+		(strings.HasSuffix(after, otherAfter) || strings.HasSuffix(otherAfter, after))
+}
+
 // Literals returns the number of characters in a template outside its placeholders.
 func (n *Name) Literals() int { return len(n.with(func(string) string { return "" })) }
 

@@ -23,6 +23,27 @@ func TestName(t *testing.T) {
 	}
 }
 
+func TestTemplatesThatMayYieldTheSameName(t *testing.T) {
+	for _, test := range []struct {
+		a, b string
+		want bool
+	}{
+		{"{a}", "{b}", true},
+		{"shop-{a}", "{b}.shop", true},
+		{"shop-{a}", "wiki-{a}", false},
+		{"{a}.shop", "{a}.wiki", false},
+		{"shop-{a}", "shop-eu-{a}", true},
+		{"{a}.eu.shop", "{a}.shop", true},
+		{"a{x}-b", "a{x}-c", false},
+	} {
+		a, _ := ParseName(test.a)
+		b, _ := ParseName(test.b)
+		if a.MayYieldNameOf(b) != test.want || b.MayYieldNameOf(a) != test.want {
+			t.Errorf("%s and %s: want %v", test.a, test.b, test.want)
+		}
+	}
+}
+
 // A template yields the same name for all spellings of a host, and none for an invalid host.
 func TestTemplateMakesNamesOfValues(t *testing.T) {
 	long := strings.Repeat("a", 60)
