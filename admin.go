@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"net/url"
 	"slices"
 	"strconv"
 	"strings"
@@ -78,7 +79,10 @@ func (a adminAPI) serve(w http.ResponseWriter, r *http.Request) error {
 		return a.serveFleet(w, r, strings.Trim(instance, "/"))
 	}
 	name, ofInstances := strings.CutSuffix(name, api.InstancesPath)
-	name, ofPage := strings.CutSuffix(name, api.PagePath)
+	ofPage := false
+	if !ofInstances {
+		name, ofPage = strings.CutSuffix(name, api.PagePath)
+	}
 	// A client may send its body slowly, and the config may change meanwhile: look up the
 	// site only afterwards.
 	body, err := readBody(w, r)
@@ -103,7 +107,7 @@ func (a adminAPI) serve(w http.ResponseWriter, r *http.Request) error {
 }
 
 // retainSite returns the running config's site of that name, which the caller must release
-// with letSiteGo. Until then no reload replaces the site.
+// with letSiteGo. Until then the site stays in memory.
 func retainSite(called string) (*App, *configuredSite, error) {
 	for {
 		app, err := runningApp()
@@ -135,7 +139,11 @@ func checkQuery(r *http.Request) error {
 	if strings.HasSuffix(strings.TrimRight(r.URL.Path, "/"), api.PagePath) {
 		known = api.SourceParameter
 	}
-	for name := range r.URL.Query() {
+	query, err := url.ParseQuery(r.URL.RawQuery)
+	if err != nil {
+		return badRequest(fmt.Errorf("invalid query %q: %w", site.Truncate(r.URL.RawQuery), err))
+	}
+	for name := range query {
 		if name != known || r.Method != http.MethodGet {
 			return badRequest(fmt.Errorf("unknown parameter %q: GET of a site or of instances takes wait, GET of a page takes source; options belong in the body", site.Truncate(name)))
 		}
@@ -196,7 +204,7 @@ func (adminAPI) serveSite(w http.ResponseWriter, r *http.Request, app *App, s *c
 		return asAPIError(err)
 	}
 	// It changes with each switch.
-	w.Header().Set("Etag", strconv.Quote(strconv.FormatInt(s.Current().Version(), 10)))
+	w.Header().Set("Etag", eTag(s))
 	return writeJSON(w, app.status(s))
 }
 
@@ -210,21 +218,22 @@ func serveMethod(w http.ResponseWriter, r *http.Request, app *App, s *configured
 		if s.isGone() {
 			return caddy.APIError{HTTPStatus: http.StatusConflict, Err: fmt.Errorf("site %s no longer has a maintenance directive, so nothing would block its requests; add the directive again, or use DELETE to switch the site off", s.Name)}
 		}
+		fallthrough
+	case http.MethodDelete:
 		m, err := mutation(r, body)
 		if err != nil {
 			return badRequest(err)
 		}
 		return app.switchSite(s, m, cause)
-	case http.MethodDelete:
-		return app.switchSite(s, site.Off{}, cause)
 	default:
 		return methodNotAllowed(w, r, "GET, PUT, PATCH, DELETE")
 	}
 }
 
-// mutation returns what a PUT or PATCH asks for. The body of a PUT may be empty. With
-// If-None-Match: *, a PUT fails if the site is not off (RFC 9110, section 13.1.2).
-func mutation(r *http.Request, body []byte) (site.Mutation, error) {
+// mutation returns what a PUT, PATCH or DELETE asks for. The body of a PUT may be empty. With
+// If-None-Match: *, a PUT fails if the site is not off; with If-Match and an ETag, all three fail
+// if the site was switched since (RFC 9110, section 13.1).
+func mutation(r *http.Request, body []byte) (m site.Mutation, err error) {
 	isPut, condition := r.Method == http.MethodPut, r.Header.Get("If-None-Match")
 	if condition != "" && (condition != "*" || !isPut) {
 		return nil, fmt.Errorf("invalid If-None-Match %q: only * is accepted, and only with PUT, to refuse a site that is already on", site.Truncate(condition))
@@ -232,11 +241,36 @@ func mutation(r *http.Request, body []byte) (site.Mutation, error) {
 	if len(body) == 0 && isPut {
 		body = []byte("{}")
 	}
-	given, err := optionParser().Body(body)
-	if isPut {
-		return site.On{Options: given, OnlyOff: condition != ""}, err
+	m = site.Off{}
+	if r.Method != http.MethodDelete {
+		given, err := optionParser().Body(body)
+		if err != nil {
+			return nil, err
+		}
+		if m = (site.Patch{Options: given}); isPut {
+			m = site.On{Options: given, OnlyOff: condition != ""}
+		}
 	}
-	return site.Patch{Options: given}, err
+	if len(r.Header.Values("If-Match")) == 0 {
+		return m, nil
+	}
+	version, err := parseETag(r.Header.Get("If-Match"))
+	return site.IfVersion{Mutation: m, Version: version}, err
+}
+
+func eTag(s *configuredSite) string {
+	return strconv.Quote(strconv.FormatInt(s.Current().Version(), 10))
+}
+
+func parseETag(tag string) (version int64, err error) {
+	text, err := strconv.Unquote(tag)
+	if err == nil {
+		version, err = strconv.ParseInt(text, 10, 64)
+	}
+	if err != nil {
+		return 0, fmt.Errorf(`invalid If-Match %q: must be the ETag of an answer about the site (for example "1767225600000000", with the quotes)`, site.Truncate(tag))
+	}
+	return version, nil
 }
 
 // optionParser parses options with Caddy's durations, and times relative to now.
@@ -247,10 +281,10 @@ func optionParser() site.Parser {
 // asAPIError gives an error of a switch its status. Other errors have one, or get 500.
 func asAPIError(err error) error {
 	var status int
-	switch notOn, notOff, conflict, invalid, notStored := new(site.NotOnError), new(site.NotOffError), new(site.ConflictError), new(site.InvalidError), new(store.NotStoredError); {
+	switch notOn, notOff, changed, conflict, invalid, notStored := new(site.NotOnError), new(site.NotOffError), new(site.ChangedError), new(site.ConflictError), new(site.InvalidError), new(store.NotStoredError); {
 	case errors.As(err, &notOn), errors.As(err, &conflict):
 		status = http.StatusConflict
-	case errors.As(err, &notOff):
+	case errors.As(err, &notOff), errors.As(err, &changed):
 		status = http.StatusPreconditionFailed
 	case errors.As(err, &invalid):
 		status = http.StatusBadRequest

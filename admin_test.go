@@ -110,6 +110,9 @@ func TestWrongRequestIsRefusedAndChangesNothing(t *testing.T) {
 		{"PUT", "/shop/x", ``, 404, `unknown site shop/x` + sites},
 		{"DELETE", "/" + strings.Repeat("x", 100), ``, 404, `unknown site ` + strings.Repeat("x", 80) + `…` + sites},
 		{"POST", "/shop", ``, 405, `method POST is not allowed here; allowed methods: GET, PUT, PATCH, DELETE`},
+		{"GET", "/shop/page/instances", ``, 404, `unknown site shop/page` + sites},
+		{"GET", "/shop?wait=5s;", ``, 400, `invalid query "wait=5s;": invalid semicolon separator in query`},
+		{"GET", "/shop?wait=%zz", ``, 400, `invalid query "wait=%zz": invalid URL escape "%zz"`},
 		{"PUT", "", ``, 405, `method PUT is not allowed here; allowed methods: GET`},
 		{"DELETE", "/", ``, 405, `method DELETE is not allowed here; allowed methods: GET`},
 	} {
@@ -133,6 +136,40 @@ func TestWrongRequestIsRefusedAndChangesNothing(t *testing.T) {
 	if s.storage.get("maintenance/sites/wiki.json") != "" {
 		t.Error("a record was stored for the other site")
 	}
+}
+
+// A client that has looked at a site can switch it on condition that nobody else has meanwhile.
+//
+// G7
+func TestSwitchOfWhatHasChangedIsRefused(t *testing.T) {
+	s := start(t, "maintenance shop")
+	with := func(method, body, tag string) response {
+		return send(t, method, s.admin+"/maintenance/shop", body, http.Header{"If-Match": {tag}})
+	}
+	tag := func() string { return s.api(http.MethodGet, "/maintenance/shop", "").Header.Get("Etag") }
+	before := tag()
+	wantEqual(t, "a switch of one that was never switched", with(http.MethodPut, "", before).StatusCode, 200)
+	on := tag()
+	wantEqual(t, "a change of it", with(http.MethodPatch, `{"message": "One."}`, on).StatusCode, 200)
+	record := s.storage.get(shopKey)
+	for _, method := range []string{http.MethodPut, http.MethodPatch, http.MethodDelete} {
+		for _, outdated := range []string{before, on} {
+			got := with(method, `{"message": "Two."}`, outdated)
+			if got.StatusCode != 412 || !strings.Contains(got.body, "site shop was switched meanwhile") {
+				t.Errorf("%s: got %d %s", method, got.StatusCode, got.body)
+			}
+		}
+		for _, invalid := range []string{"*", "1", `W/"1"`, `"one"`, ""} {
+			got := with(method, "{}", invalid)
+			if got.StatusCode != 400 || !strings.Contains(got.body, "invalid If-Match ") {
+				t.Errorf("%s with %s: got %d %s", method, invalid, got.StatusCode, got.body)
+			}
+		}
+	}
+	wantEqual(t, "a condition that DELETE does not have", send(t, http.MethodDelete, s.admin+"/maintenance/shop", "", http.Header{"If-None-Match": {"*"}}).StatusCode, 400)
+	wantEqual(t, "the record", s.storage.get(shopKey), record)
+	wantEqual(t, "a switch of what has not changed", with(http.MethodDelete, "", tag()).StatusCode, 200)
+	s.wantStatus("/", 200)
 }
 
 // Operators see the page without closing the site, in each form that visitors can ask for.
@@ -212,10 +249,12 @@ func TestScheduledMaintenance(t *testing.T) {
 	if time.Now().Before(from) {
 		t.Error("it has begun before its time")
 	}
-	page := s.get("/")
-	for _, secret := range []string{"Moving.", "eve@web-1"} {
-		if strings.Contains(page.body, secret) || strings.Contains(fmt.Sprint(page.Header), secret) {
-			t.Errorf("visitors see %s", secret)
+	for _, accept := range []string{"text/html", "application/json", "text/plain"} {
+		page := send(t, http.MethodGet, s.url, "", http.Header{"Accept": {accept}})
+		for _, secret := range []string{"Moving.", "eve@web-1"} {
+			if strings.Contains(page.body, secret) || strings.Contains(fmt.Sprint(page.Header), secret) {
+				t.Errorf("visitors see %s as %s", secret, accept)
+			}
 		}
 	}
 	if status := s.status("shop"); status["since"] != from.Format(time.RFC3339Nano) || status["from"] != nil {

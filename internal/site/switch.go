@@ -70,6 +70,19 @@ func (Off) next(_ string, v View, now time.Time) (*draft, error) {
 	return &draft{since: wholeSecond(now)}, nil
 }
 
+// IfVersion is a mutation of a site whose record still has that version.
+type IfVersion struct {
+	Mutation
+	Version int64
+}
+
+func (m IfVersion) next(name string, v View, now time.Time) (*draft, error) {
+	if v.Version() != m.Version {
+		return nil, &ChangedError{name}
+	}
+	return m.Mutation.next(name, v, now)
+}
+
 func errBegun(name string) error {
 	return &ConflictError{fmt.Errorf("site %s is already in maintenance; leave out from, which is only for maintenance that has not begun", name)}
 }
@@ -118,6 +131,13 @@ func (e *NotOffError) Error() string {
 		return fmt.Sprintf("the state of site %s is unknown", e.Site)
 	}
 	return fmt.Sprintf("site %s is already in maintenance", e.Site)
+}
+
+// ChangedError says that a site was switched since its client looked.
+type ChangedError struct{ Site string }
+
+func (e *ChangedError) Error() string {
+	return fmt.Sprintf("site %s was switched meanwhile, so its ETag is another one; nothing has changed; look at the site again", e.Site)
 }
 
 // Configured is a site as part of a config, which sets the initial state of the site.
