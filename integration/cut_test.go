@@ -72,7 +72,7 @@ func TestWhatDoesNotEndIsCutOff(t *testing.T) {
 		for _, r := range lasting {
 			select {
 			case <-r.ended:
-			case <-time.After(cutLimit):
+			case <-time.After(patience):
 				t.Fatalf("%s: its client still waits", r.name)
 			}
 			got := r.got

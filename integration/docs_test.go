@@ -131,7 +131,7 @@ func newReader(t *testing.T) *docReader {
 			fmt.Fprintln(w, "ok")
 		case request.URL.Path == "/slow":
 			select {
-			case <-time.After(4 * time.Second):
+			case <-time.After(time.Minute):
 			case <-request.Context().Done():
 			}
 			fmt.Fprintln(w, "At last.")

@@ -112,7 +112,7 @@ func TestOppositeSwitchesAtOnceEndInOneState(t *testing.T) {
 				}
 			})
 			switches.Wait()
-			eventually(t, 2*followTime, "all instances are as the record says", func() bool {
+			eventually(t, patience, "all instances are as the record says", func() bool {
 				record, err := readRecord(fleet[0].caddy, k.name)
 				if err != nil {
 					t.Fatal(err)
