@@ -6,6 +6,10 @@
 //
 //	go run ./benchmarks/scale -sites 10000
 //
+// With several instances it measures how long they take to follow a switch a second.
+//
+//	go run ./benchmarks/scale -sites 10000 -instances 3
+//
 // It fails if an answer is wrong: at any time while the storage is slow and the config
 // loads, for a site that is in maintenance; and for all sites once it has loaded.
 package main
@@ -49,8 +53,13 @@ func main() {
 		return
 	}
 	sites := flag.Int("sites", 10_000, "how many sites there are")
+	instances := flag.Int("instances", 1, "if more than 1, measure how these follow each other, in place of all else")
 	flag.Parse()
-	if err := measure(*sites); err != nil {
+	do := measure
+	if *instances > 1 {
+		do = func(sites int) error { return measureFleet(sites, *instances) }
+	}
+	if err := do(*sites); err != nil {
 		fmt.Fprintln(os.Stderr, "scale:", err)
 		os.Exit(1)
 	}

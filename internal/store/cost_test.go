@@ -190,7 +190,7 @@ func TestWhatFollowingCosts(t *testing.T) {
 
 // G3: each record that the storage has lost is stored again once, by one instance.
 func TestEmptiedStorageIsFilledOnce(t *testing.T) {
-	const sites = 200
+	const sites = 1000
 	synctest.Test(t, func(t *testing.T) {
 		f := newFollowers(t, 5, sites)
 		for _, name := range f.names {
