@@ -141,8 +141,7 @@ func (c *runCommand) runOn(sites []api.Site, options map[string]any, command *ex
 		opened, failed := c.openOurs(closed)
 		return opened, errors.Join(fmt.Errorf("%w; %s", err, wasNotRun), failed)
 	}
-	err = command.Wait()
-	w.finishing("the command has ended; caddy maintenance shows which sites are open")
+	err = w.wait(command)
 	var exited *exec.ExitError
 	switch {
 	case errors.As(err, &exited):
@@ -150,8 +149,10 @@ func (c *runCommand) runOn(sites []api.Site, options map[string]any, command *ex
 		return exitStatus(exited), nil
 	case err != nil:
 		return 0, fmt.Errorf("%w; %s", err, staysOn(sitesOf(closed)))
-	case w.hungUp.Load():
-		fmt.Fprintf(c.stderr, "received SIGHUP: the terminal may be gone; %s\n", staysOn(sitesOf(closed)))
+	}
+	w.finishing("the command has ended; caddy maintenance shows which sites are open")
+	if lost := w.lostTerminal(); lost != "" {
+		fmt.Fprintf(c.stderr, "%s; %s\n", lost, staysOn(sitesOf(closed)))
 		return 128 + int(syscall.SIGHUP), nil
 	}
 	status, err = c.openOurs(closed)

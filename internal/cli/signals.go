@@ -8,6 +8,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"syscall"
+	"time"
 
 	"example.com/caddy-maintenance/internal/api"
 )
@@ -19,6 +20,8 @@ type signalWatch struct {
 	signals chan os.Signal
 	done    chan struct{}
 	hungUp  atomic.Bool // SIGHUP was received
+
+	needsTerminal bool // a hangup matters, and there was a terminal when this process began
 
 	mu      sync.Mutex
 	sites   []api.Site  // those that are, or may be, in maintenance
@@ -33,6 +36,7 @@ func (c *call) watchSignals() *signalWatch {
 			signal.Notify(w.signals, s)
 		}
 	}
+	w.needsTerminal = !signal.Ignored(syscall.SIGHUP) && hasTerminal()
 	go func() {
 		for {
 			select {
@@ -98,6 +102,42 @@ func (w *signalWatch) start(command *exec.Cmd) error {
 	err := command.Start()
 	w.command = command.Process
 	return err
+}
+
+// lateSignals is how long signals that came together with the command's end may take to arrive.
+// A key of the terminal, a hangup, or a signal for the whole process group reaches the command and
+// this process in any order. A shell passes on a hangup only when it exits itself.
+const lateSignals = 100 * time.Millisecond
+
+// wait returns when the command has ended, and has all signals that came with that. They are the
+// command's.
+func (w *signalWatch) wait(command *exec.Cmd) error {
+	err := command.Wait()
+	time.Sleep(lateSignals)
+	return err
+}
+
+// lostTerminal says how it is known that the terminal is gone, or may be. It returns "" otherwise.
+// A command that reads a terminal finds the end of its input then, and may take that for success.
+func (w *signalWatch) lostTerminal() string {
+	switch {
+	case w.hungUp.Load():
+		return "received SIGHUP: the terminal may be gone"
+	case w.needsTerminal && !hasTerminal():
+		return "the terminal is gone"
+	}
+	return ""
+}
+
+// hasTerminal reports whether this process has a controlling terminal. A hangup takes it away at
+// once, though it sends SIGHUP only to the leader of the session.
+func hasTerminal() bool {
+	terminal, err := os.Open("/dev/tty")
+	if err != nil {
+		return false
+	}
+	_ = terminal.Close()
+	return true
 }
 
 // finishing ends the passing on. From then on a signal ends this process again, with these words.
