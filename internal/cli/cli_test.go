@@ -15,6 +15,8 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/caddyserver/caddy/v2"
+
 	"example.com/caddy-maintenance/internal/api"
 )
 
@@ -32,7 +34,7 @@ type exchange struct {
 func runs(t *testing.T, line string, want result, script ...exchange) {
 	t.Helper()
 	f := newFakeAPI(t, script...)
-	args := append([]string{"maintenance", "--address", f.address}, strings.Fields(line)...)
+	args := append([]string{"maintenance"}, strings.Fields(line)...)
 	if got := f.run(args...); got != want {
 		t.Errorf("%s got\n%+v, want\n%+v", line, got, want)
 	}
@@ -123,7 +125,7 @@ type result struct {
 	code           int
 }
 
-// run runs a command line, given without "caddy".
+// run runs a command line, given without "caddy". The API is where the command looks by default.
 func (f *fakeAPI) run(args ...string) result {
 	var stdout, stderr bytes.Buffer
 	root := &cobra.Command{Use: "caddy", SilenceUsage: true}
@@ -133,6 +135,8 @@ func (f *fakeAPI) run(args ...string) result {
 	root.SetOut(&stdout)
 	root.SetErr(&stderr)
 	root.SetArgs(args)
+	defer func(before string) { caddy.DefaultAdminListen = before }(caddy.DefaultAdminListen)
+	caddy.DefaultAdminListen = f.address
 	code := 0
 	if err := root.Execute(); err != nil {
 		code = 1

@@ -129,6 +129,44 @@ func TestAddressIsTakenFromTheConfig(t *testing.T) {
 	}
 }
 
+// A command line that is printed to be pasted reaches the same Caddy.
+func TestHintsRepeatTheFlagsThatSayWhereCaddyIs(t *testing.T) {
+	const flags = ` --address ADDRESS --config 'it'\''s here.json' --adapter json`
+	gone := with(shopOn, `"configured":false`)
+	silent := instances("shop/instances", 0, instance("web-1", "confirmed", 0), instance("web-3", "silent", 0))
+	for _, test := range []struct {
+		line, hint string
+		script     []exchange
+	}{
+		{"on shop", "caddy maintenance forget web-3", []exchange{lists(shopOff), put("shop"), silent}},
+		{"on shop", "caddy maintenance off shop", []exchange{lists(gone)}},
+		{"shop", "caddy maintenance off shop", []exchange{lists(gone)}},
+		{"shop", "caddy maintenance off shop", []exchange{lists(`{"site":"shop","state":"unknown"}`)}},
+		{"forget", "caddy maintenance instances", nil},
+		{"run shop -- false", "caddy maintenance off shop", []exchange{lists(shopOff), put("shop"), waits("shop?wait=1s", 0, 0)}},
+		{"run shop -- true", "caddy maintenance off shop", []exchange{lists(shopOff), put("shop", diskFull)}},
+		{"run shop -- true", "caddy maintenance off shop", []exchange{lists(shopOn)}},
+		{"run shop -- true", "caddy maintenance off shop", []exchange{lists(gone)}},
+		{"run shop -- true", "caddy maintenance off shop", []exchange{lists(shopOff), put("shop"), waits("shop?wait=1s", 0, 0), del("shop", diskFull)}},
+		{
+			"run shop -- true", "caddy maintenance off shop",
+			[]exchange{
+				lists(shopOff), put("shop"), waits("shop?wait=1s", 0, 0), {request: "GET /maintenance/shop", answer: shopOn},
+				{request: "GET /maintenance/shop", answer: gone}, {request: "GET /maintenance/shop", answer: gone},
+			},
+		},
+	} {
+		f := newFakeAPI(t, test.script...)
+		f.terminal = true
+		words := strings.Fields(test.line)
+		args := append([]string{"maintenance", words[0], "--address", f.address, "-c", "it's here.json", "--adapter", "json"}, words[1:]...)
+		if got := f.run(args...); !strings.Contains(got.stdout+got.stderr, test.hint+flags) {
+			t.Errorf("%s got\n%+v, want %s", test.line, got, test.hint+flags)
+		}
+		f.close()
+	}
+}
+
 func TestCaddyThatIsNotRunningIsSaidToBe(t *testing.T) {
 	socket := filepath.Join(t.TempDir(), "admin.sock")
 	got := newFakeAPI(t).run("maintenance", "--address", "unix/"+socket)

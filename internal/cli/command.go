@@ -15,6 +15,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -246,6 +247,28 @@ func (c *call) findAdmin() (err error) {
 		return fmt.Errorf("finding the address of Caddy's admin API: %w", err)
 	}
 	return nil
+}
+
+// hint returns a command line for the user to paste: these words, and the flags given that say
+// where Caddy is.
+func (c *call) hint(words string) string {
+	line := strings.TrimSpace("caddy maintenance " + words)
+	for _, flag := range []struct{ name, value string }{{"address", c.address}, {"config", c.config}, {"adapter", c.adapter}} {
+		if flag.value != "" {
+			line += " --" + flag.name + " " + shellWord(flag.value)
+		}
+	}
+	return line
+}
+
+// plainWord is what a shell takes as it is.
+var plainWord = regexp.MustCompile(`^[\w@%+=:,./-]+$`)
+
+func shellWord(text string) string {
+	if plainWord.MatchString(text) {
+		return text
+	}
+	return "'" + strings.ReplaceAll(text, "'", `'\''`) + "'"
 }
 
 // checkAddress returns what is wrong with an address that a user gives for the admin API. Empty

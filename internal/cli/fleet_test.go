@@ -34,7 +34,7 @@ func TestSwitchIsDoneWhenTheFleetIs(t *testing.T) {
 		},
 	} {
 		f := newFakeAPI(t, append([]exchange{lists(shopOff), put("shop", with(shopOn, `"instance":"web-1"`))}, script...)...)
-		got := f.run("maintenance", "on", "--address", f.address)
+		got := f.run("maintenance", "on")
 		stderr := ""
 		if strings.Contains(want, "no word from web-3") {
 			stderr = forget
@@ -95,7 +95,7 @@ func TestInstanceIsForgotten(t *testing.T) {
 	runs(t, "forget web-3", result{"Forgetting web-3... failed\n", "Error: web-3 answers\n", 1},
 		exchange{request: "DELETE /maintenance/instances/web-3", answer: `409 {"error":"web-3 answers"}`})
 	f := newFakeAPI(t, instances("instances", 0, instance("web-1", "confirmed", 0), instance("web-3", "silent", 0)))
-	if got := f.run("__complete", "maintenance", "forget", "--address", f.address, ""); got.stdout != "web-1\nweb-3\n:4\n" {
+	if got := f.run("__complete", "maintenance", "forget", ""); got.stdout != "web-1\nweb-3\n:4\n" {
 		t.Errorf("the shell is offered %+v", got)
 	}
 }

@@ -2,7 +2,6 @@ package cli
 
 import (
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -108,7 +107,7 @@ type forgetCommand struct{ call }
 
 func (c *forgetCommand) run(args []string) (int, error) {
 	if len(args) == 0 || args[0] == "" {
-		return 0, errors.New("no instance given; caddy maintenance instances lists them")
+		return 0, fmt.Errorf("no instance given; %s lists them", c.hint("instances"))
 	}
 	fmt.Fprintf(c.stdout, "Forgetting %s... ", args[0])
 	var list []api.Instance

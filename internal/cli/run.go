@@ -88,7 +88,7 @@ func (c *runCommand) run(args []string, dash int) (int, error) {
 	if err != nil {
 		return 0, hintAtQuotes(err, c.flags)
 	}
-	if err := refuseOthers(picked); err != nil {
+	if err := c.refuseOthers(picked); err != nil {
 		return 0, err
 	}
 	return c.runOn(picked, options, command)
@@ -108,15 +108,15 @@ func (c *runCommand) setWait(options map[string]any) error {
 }
 
 // refuseOthers refuses sites that somebody else has switched or scheduled.
-func refuseOthers(sites []api.Site) error {
+func (c *runCommand) refuseOthers(sites []api.Site) error {
 	for _, s := range sites {
 		switch {
 		case isGone(s):
-			return errGone(s)
+			return c.errGone(s)
 		case !s.From.IsZero():
 			return fmt.Errorf("site %s is scheduled to go into maintenance at %s; nothing has changed", s.Site, s.From.Format(time.RFC3339))
 		case s.State == api.StateOn:
-			return fmt.Errorf("site %s is already in maintenance; nothing has changed; after a run that failed, finish its work by hand, then: caddy maintenance off %[1]s", s.Site)
+			return fmt.Errorf("site %s is already in maintenance; nothing has changed; after a run that failed, finish its work by hand, then: %s", s.Site, c.hint("off "+s.Site))
 		case s.State != api.StateOff:
 			return fmt.Errorf("site %s is not open: its state is %s; nothing has changed", s.Site, s.State)
 		}
@@ -132,7 +132,7 @@ func (c *runCommand) runOn(sites []api.Site, options map[string]any, command *ex
 		status = exitIncomplete // for example, a run on another instance has closed one at the same time
 	}
 	if status != 0 || err != nil {
-		w.finishing("interrupted while opening sites again; caddy maintenance shows which are open")
+		w.finishing("interrupted while opening sites again; " + c.hint("") + " shows which are open")
 		opened, failed := c.openOurs(closed)
 		fmt.Fprintln(c.stderr, wasNotRun)
 		return max(status, opened), errors.Join(err, failed)
@@ -145,19 +145,19 @@ func (c *runCommand) runOn(sites []api.Site, options map[string]any, command *ex
 	var exited *exec.ExitError
 	switch {
 	case errors.As(err, &exited):
-		fmt.Fprintf(c.stderr, "%s ended with %s; %s\n", command.Args[0], exited, staysOn(sitesOf(closed)))
+		fmt.Fprintf(c.stderr, "%s ended with %s; %s\n", command.Args[0], exited, c.staysOn(sitesOf(closed)))
 		return exitStatus(exited), nil
 	case err != nil:
-		return 0, fmt.Errorf("%w; %s", err, staysOn(sitesOf(closed)))
+		return 0, fmt.Errorf("%w; %s", err, c.staysOn(sitesOf(closed)))
 	}
-	w.finishing("the command has ended; caddy maintenance shows which sites are open")
+	w.finishing("the command has ended; " + c.hint("") + " shows which sites are open")
 	if lost := w.lostTerminal(); lost != "" {
-		fmt.Fprintf(c.stderr, "%s; %s\n", lost, staysOn(sitesOf(closed)))
+		fmt.Fprintf(c.stderr, "%s; %s\n", lost, c.staysOn(sitesOf(closed)))
 		return 128 + int(syscall.SIGHUP), nil
 	}
 	status, err = c.openOurs(closed)
 	if err != nil {
-		err = fmt.Errorf("the command succeeded, but switching off failed: %w; %s", err, staysOn(sitesOf(closed)))
+		err = fmt.Errorf("the command succeeded, but switching off failed: %w; %s", err, c.staysOn(sitesOf(closed)))
 	}
 	return status, err
 }
@@ -188,7 +188,7 @@ func (c *runCommand) close(w *signalWatch, sites []api.Site, options map[string]
 		header, one.err = c.admin.do(http.MethodPut, api.SitePath(one.before.Site), http.Header{"If-None-Match": {"*"}}, c.signed(own), &one.after)
 		if one.err != nil {
 			if refused := new(apiError); !errors.As(one.err, &refused) || refused.status != http.StatusPreconditionFailed {
-				one.err = fmt.Errorf("%w; %s may be in maintenance all the same; to open it: caddy maintenance off %[2]s", one.err, one.before.Site)
+				one.err = fmt.Errorf("%w; %s may be in maintenance all the same; to open it: %s", one.err, one.before.Site, c.hint("off "+one.before.Site))
 			}
 			s.sites, s.wait = s.sites[:i+1], 0
 			break
@@ -228,7 +228,7 @@ func (c *runCommand) split(closed []closedSite) (ours []api.Site, others []strin
 		header, err := c.admin.do(http.MethodGet, api.SitePath(one.Site.Site), nil, nil, &now)
 		switch {
 		case err == nil && isGone(now):
-			others = append(others, "a reload removed the directive of "+one.Site.Site+", and nothing has blocked its requests since; to end its maintenance: caddy maintenance off "+one.Site.Site)
+			others = append(others, "a reload removed the directive of "+one.Site.Site+", and nothing has blocked its requests since; to end its maintenance: "+c.hint("off "+one.Site.Site))
 		case err != nil || now.State == api.StateOn && header.Get("Etag") == one.etag:
 			ours = append(ours, one.Site)
 		case now.State == api.StateOn:
@@ -255,13 +255,13 @@ func (c *call) open(sites []api.Site) (int, error) {
 }
 
 // staysOn says that sites stay in maintenance, and how to open them.
-func staysOn(sites []api.Site) string {
+func (c *call) staysOn(sites []api.Site) string {
 	names := siteNames(sites)
 	stay, them := " stay", "them"
 	if len(names) == 1 {
 		stay, them = " stays", "it"
 	}
-	return strings.Join(names, ", ") + stay + " in maintenance; to open " + them + ": caddy maintenance off " + strings.Join(names, " ")
+	return strings.Join(names, ", ") + stay + " in maintenance; to open " + them + ": " + c.hint("off "+strings.Join(names, " "))
 }
 
 // exitStatus returns the exit status of a command as a shell reports it.

@@ -17,6 +17,7 @@ import (
 // first what stays as it is. While the command runs, signals are passed on to it. A signal that
 // was ignored when this process began, as with nohup, stays ignored.
 type signalWatch struct {
+	call    *call
 	signals chan os.Signal
 	done    chan struct{}
 	hungUp  atomic.Bool // SIGHUP was received
@@ -30,7 +31,7 @@ type signalWatch struct {
 }
 
 func (c *call) watchSignals() *signalWatch {
-	w := &signalWatch{signals: make(chan os.Signal, 4), done: make(chan struct{})}
+	w := &signalWatch{call: c, signals: make(chan os.Signal, 4), done: make(chan struct{})}
 	for _, s := range []os.Signal{os.Interrupt, syscall.SIGQUIT, syscall.SIGTERM, syscall.SIGHUP} {
 		if !signal.Ignored(s) {
 			signal.Notify(w.signals, s)
@@ -77,7 +78,7 @@ func (w *signalWatch) take(s os.Signal) (words string, ends bool) {
 	case len(w.sites) == 0:
 		return "nothing has changed", true
 	}
-	return staysOn(w.sites), true
+	return w.call.staysOn(w.sites), true
 }
 
 // isKey reports whether a signal comes from a key of the terminal. Then the command has it

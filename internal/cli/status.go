@@ -38,7 +38,7 @@ func (c *statusCommand) run(args []string) (int, error) {
 	if !c.json {
 		warnOfPages(c.stderr, site, c.now())
 		if isGone(site) {
-			fmt.Fprintf(c.stderr, "warning: %v\n", errGone(site))
+			fmt.Fprintf(c.stderr, "warning: %v\n", c.errGone(site))
 		}
 	}
 	status, failed := 0, error(nil)
@@ -57,7 +57,7 @@ func (c *statusCommand) run(args []string) (int, error) {
 	case c.wait == 0:
 		fmt.Fprintln(c.stdout, site.State)
 		if c.isTerminal(c.stdout) {
-			err = writeDetails(c.stdout, site, c.now())
+			err = c.writeDetails(site)
 		}
 	}
 	return status, errors.Join(failed, err)
@@ -139,8 +139,8 @@ func writeTable(out io.Writer, list []api.Site, now time.Time) error {
 // isGone reports whether a reload removed the directive of the site.
 func isGone(s api.Site) bool { return s.Configured != nil && !*s.Configured }
 
-func errGone(s api.Site) error {
-	return fmt.Errorf("%s no longer has a maintenance directive, so nothing blocks its requests; to end its maintenance: caddy maintenance off %[1]s", s.Site)
+func (c *call) errGone(s api.Site) error {
+	return fmt.Errorf("%s no longer has a maintenance directive, so nothing blocks its requests; to end its maintenance: %s", s.Site, c.hint("off "+s.Site))
 }
 
 // elapsed says how long ago something began.
@@ -152,8 +152,8 @@ func elapsed(since, now time.Time) string {
 }
 
 // writeDetails writes what is known of a site, except its state.
-func writeDetails(out io.Writer, s api.Site, now time.Time) error {
-	table := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
+func (c *statusCommand) writeDetails(s api.Site) error {
+	now, table := c.now(), tabwriter.NewWriter(c.stdout, 0, 0, 2, ' ', 0)
 	detail := func(name, value string) {
 		if value != "" {
 			fmt.Fprintf(table, "  %s\t%s\n", name, value)
@@ -192,7 +192,7 @@ func writeDetails(out io.Writer, s api.Site, now time.Time) error {
 	}
 	detail("error", s.Error)
 	if s.State == api.StateUnknown {
-		detail("blocked", "until its state can be read; to open it: caddy maintenance off "+s.Site)
+		detail("blocked", "until its state can be read; to open it: "+c.hint("off "+s.Site))
 	}
 	return table.Flush()
 }

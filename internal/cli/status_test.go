@@ -58,7 +58,7 @@ func TestDetailsFollowOnATerminal(t *testing.T) {
 			if strings.Contains(test.site, "configured") {
 				warning = "warning: shop no longer has a maintenance directive, so nothing blocks its requests; to end its maintenance: caddy maintenance off shop\n"
 			}
-			if got := f.run("maintenance", "--address", f.address, "shop"); got != (result{want, warning, 0}) {
+			if got := f.run("maintenance", "shop"); got != (result{want, warning, 0}) {
 				t.Errorf("%s got\n%s%s, want\n%s", test.site, got.stdout, got.stderr, want)
 			}
 			f.close()
@@ -112,7 +112,7 @@ func TestShellIsOfferedTheSites(t *testing.T) {
 	blog := strings.Replace(with(wikiOff, `"from":"2026-01-31T04:00:00Z"`), "wiki", "blog", 1)
 	for command, want := range map[string]string{"on": "blog\nshop\nwiki\n:4\n", "off": "blog\nwiki\n:4\n", "run": "shop\n:0\n"} {
 		f := newFakeAPI(t, lists(blog, shopOff, wikiOn))
-		got := f.run("__complete", "maintenance", command, "--address", f.address, "")
+		got := f.run("__complete", "maintenance", command, "")
 		if got.stdout != want || got.code != 0 {
 			t.Errorf("%s: got %+v, want %s", command, got, want)
 		}

@@ -76,7 +76,7 @@ func (c *call) withSecret(name string, options map[string]any, flags *pflag.Flag
 func (c *onCommand) turnOn(listed api.Site, options map[string]any) (before, after api.Site, err error) {
 	path := api.SitePath(listed.Site)
 	if isGone(listed) {
-		return listed, after, errGone(listed)
+		return listed, after, c.errGone(listed)
 	}
 	if isScheduled := !listed.From.IsZero(); isScheduled || listed.State == api.StateOn {
 		given := options
@@ -259,7 +259,7 @@ func (s *switching) hintAtForget() {
 			name = subject
 		}
 	}
-	fmt.Fprintf(s.stderr, "if %s has ended for good: caddy maintenance forget %s\n", subject, name)
+	fmt.Fprintf(s.stderr, "if %s has ended for good: %s\n", subject, s.hint("forget "+name))
 }
 
 // confirm returns when every instance has confirmed what is stored of the site, or is known not
