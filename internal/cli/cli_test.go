@@ -115,7 +115,9 @@ func (f *fakeAPI) plain(text string) string {
 	for i, secret := range f.secrets {
 		text = strings.ReplaceAll(text, secret, fmt.Sprintf("SECRET-%d", i+1))
 	}
-	text = strings.NewReplacer(`"by":"eve@web-1",`, "", `"by":"eve@web-1"`, "").Replace(text) // which every PUT has
+	if strings.HasPrefix(text, "PUT ") {
+		text = strings.NewReplacer(`"by":"eve@web-1",`, "", `"by":"eve@web-1"`, "").Replace(text) // which each has
+	}
 	return strings.ReplaceAll(text, f.address, "ADDRESS")
 }
 

@@ -80,12 +80,14 @@ func (c *onCommand) turnOn(listed api.Site, options map[string]any) (before, aft
 	}
 	if isScheduled := !listed.From.IsZero(); isScheduled || listed.State == api.StateOn {
 		given := options
-		if _, hasFrom := options[site.OptionFrom]; isScheduled && !hasFrom {
-			if len(options) > 0 {
-				return listed, after, fmt.Errorf("%s is scheduled to go into maintenance at %s; give --from with a time to change that, or --from \"\" to begin now",
-					listed.Site, listed.From.Format(time.RFC3339))
-			}
-			given = map[string]any{site.OptionFrom: nil}
+		from, hasFrom := options[site.OptionFrom]
+		switch {
+		case isScheduled && !hasFrom && len(options) > 0:
+			return listed, after, fmt.Errorf("%s is scheduled to go into maintenance at %s; give --from with a time to change that, or --from \"\" to begin now",
+				listed.Site, listed.From.Format(time.RFC3339))
+		case isScheduled && from == nil: // begins now, by whoever says so
+			given = c.signed(options)
+			given[site.OptionFrom] = nil
 		}
 		err = c.admin.send(http.MethodPatch, path, given, &after)
 		if refused := new(apiError); !errors.As(err, &refused) || refused.status != http.StatusConflict {

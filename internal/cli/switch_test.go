@@ -133,9 +133,9 @@ func TestScheduledMaintenanceIsSaidBack(t *testing.T) {
 	runs(t, "on shop --message Soon.", result{enablingShop + "failed\n", "Error: shop is scheduled to go into maintenance at 2026-01-31T04:00:00Z; " +
 		"give --from with a time to change that, or --from \"\" to begin now\n", 1}, lists(scheduled))
 	runs(t, "on shop --from= --message Soon.", says(enablingShop+"done (was scheduled for 2026-01-31 05:00 CET)\n"),
-		lists(scheduled), exchange{request: `PATCH /maintenance/shop {"from":null,"message":"Soon."}`, answer: shopOn})
+		lists(scheduled), exchange{request: `PATCH /maintenance/shop {"by":"eve@web-1","from":null,"message":"Soon."}`, answer: shopOn})
 	runs(t, "on shop --wait 1s --from 5:00", fails("--wait is for a site that goes into maintenance now; leave out --from or --wait"), lists(shopOff))
-	runs(t, "on", says(enablingShop+"done (was scheduled for 2026-01-31 05:00 CET)\n"), lists(scheduled), exchange{request: `PATCH /maintenance/shop {"from":null}`, answer: shopOn})
+	runs(t, "on", says(enablingShop+"done (was scheduled for 2026-01-31 05:00 CET)\n"), lists(scheduled), exchange{request: `PATCH /maintenance/shop {"by":"eve@web-1","from":null}`, answer: shopOn})
 	runs(t, "off", says(disablingShop+"done (was scheduled for 2026-01-31 05:00 CET)\n"), lists(scheduled), del("shop"))
 }
 
