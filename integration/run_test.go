@@ -5,6 +5,9 @@ package integration
 import (
 	"bytes"
 	"net/http"
+	"net/http/httptest"
+	"net/http/httputil"
+	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -12,6 +15,7 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"time"
 )
 
 const (
@@ -150,6 +154,71 @@ func TestOnlyOneCommandRunsAtATime(t *testing.T) {
 	if got := <-done; got.code != 0 || got.stdout != ranShop+reopened {
 		t.Errorf("got %+v", got)
 	}
+}
+
+// Whoever changes the message does not take the site from the command that runs.
+func TestOptionsMayChangeWhileTheCommandRuns(t *testing.T) {
+	t.Parallel()
+	upstream := newPatientApp(t)
+	c, shop := startSite(t, literal, upstream.ServeHTTP)
+	e := begin(t, shop, upstream, "GET /slow HTTP/1.1\r\n\r\n")
+	awaitInFlight(t, c, "shop", 1)
+	cmd := c.prepare("maintenance", "run", "shop", "--wait", "1m", "--", "sh", "-c", "echo started > started; until test -e go; do sleep 0.01; done")
+	screen := newScreen(cmd)
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	screen.await(t, "1 in flight")
+	c.must(http.MethodPatch, "shop", `{"message":"Soon."}`)
+	close(upstream.release)
+	e.read()
+	c.awaitFile("started", "started")
+	c.expect("Enabling maintenance mode for shop... done (was already on since "+c.status("shop").Since.Format("2006-01-02 15:04:05 MST")+")\n",
+		"maintenance", "on", "shop", "--message", "Back at three.")
+	write(t, filepath.Join(c.dir, "go"), "")
+	_ = cmd.Wait()
+	if code := cmd.ProcessState.ExitCode(); code != 0 || !strings.HasSuffix(screen.String(), reopened) {
+		t.Errorf("got status %d\n%s", code, screen)
+	}
+	wantState(t, c, "off")
+}
+
+// Ctrl-C when the command has ended, and Caddy takes its time to open the site.
+func TestInterruptedOpeningSaysWhatMayBeClosed(t *testing.T) {
+	t.Parallel()
+	c, _ := startSite(t, literal, welcome)
+	asked, release := make(chan struct{}), make(chan struct{})
+	admin := &url.URL{Scheme: "http", Host: c.admin}
+	proxy := &httputil.ReverseProxy{Rewrite: func(r *httputil.ProxyRequest) {
+		r.SetURL(admin) // and with it the Host
+		r.Out.Header.Del("Origin")
+		if r.In.Method == http.MethodDelete {
+			close(asked)
+			<-release
+		}
+	}}
+	slow := httptest.NewServer(proxy)
+	defer slow.Close()
+	defer close(release)
+	address := strings.TrimPrefix(slow.URL, "http://")
+	cmd := c.prepare("maintenance", "run", "shop", "--address", address, "--", "true")
+	screen := newScreen(cmd)
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	screen.await(t, "drained")
+	select {
+	case <-asked:
+	case <-time.After(patience):
+		t.Fatalf("waited in vain for the request; got\n%s", screen)
+	}
+	_ = cmd.Process.Signal(os.Interrupt)
+	_ = cmd.Wait()
+	want := "\nthe command has ended; shop may still be in maintenance; to open it: caddy maintenance off shop --address " + address + "\n"
+	if code := cmd.ProcessState.ExitCode(); code != 130 || !strings.HasSuffix(screen.String(), want) {
+		t.Errorf("got status %d\n%s", code, screen)
+	}
+	wantState(t, c, "on")
 }
 
 // An editor or psql works in it: the terminal is the command's, and a key reaches it once.

@@ -11,6 +11,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 )
 
 // A lost terminal ends what the command reads, and many take that for a success. The kernel tells
@@ -30,7 +31,8 @@ func TestLostTerminalOpensNothing(t *testing.T) {
 			terminal := newTerminal(t, run, test.shell)
 			terminal.enter(t, shellWords(run.Args)+"\n")
 			c.awaitFile("started", "started")
-			terminal.hangUp(t)
+			terminal.hangUp()
+			terminal.awaitEnd(t)
 			if got := c.status("shop").State; got != "on" {
 				t.Errorf("%s in %s: the site is %s, want on", test.command, test.shell, got)
 			}
@@ -46,10 +48,10 @@ func TestTerminalMayGoAwayWithNohup(t *testing.T) {
 	terminal := newTerminal(t, run, "bash --norc -i")
 	terminal.enter(t, "nohup "+shellWords(run.Args)+" > log 2>&1 &\n")
 	c.awaitFile("started", "started")
-	_ = terminal.shell.Process.Kill()
-	_ = terminal.shell.Wait()
+	terminal.hangUp()
 	write(t, filepath.Join(c.dir, "go"), "")
-	c.awaitState("shop", "off")
+	terminal.awaitEnd(t)
+	wantState(t, c, "off")
 }
 
 // A signal for all is one that the command's end does not overtake.
@@ -144,12 +146,17 @@ func (terminal *terminal) enter(t *testing.T, text string) {
 	}
 }
 
-// hangUp closes the terminal, and returns when all programs in it have ended.
-func (terminal *terminal) hangUp(t *testing.T) {
-	t.Helper()
+// hangUp closes the terminal.
+func (terminal *terminal) hangUp() {
 	_ = terminal.shell.Process.Kill()
+	_ = terminal.shell.Wait()
+}
+
+// awaitEnd returns when all programs in the terminal have ended.
+func (terminal *terminal) awaitEnd(t *testing.T) {
+	t.Helper()
+	_ = terminal.ended.SetReadDeadline(time.Now().Add(patience))
 	if _, err := io.ReadAll(terminal.ended); err != nil {
 		t.Fatal(err)
 	}
-	_ = terminal.shell.Wait()
 }

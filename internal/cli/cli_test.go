@@ -26,6 +26,7 @@ type exchange struct {
 	answer   string // with status 200, unless it begins with another one
 	template string // in its header
 	etag     string // in its header
+	ifMatch  string // the condition of the request
 	takes    time.Duration
 }
 
@@ -93,6 +94,9 @@ func (f *fakeAPI) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	next := f.script[0]
 	f.script = f.script[1:]
+	if match := r.Header.Get("If-Match"); match != next.ifMatch {
+		f.t.Errorf("%s has the condition %s, want %s", got, match, next.ifMatch)
+	}
 	f.clock.Add(int64(next.takes))
 	if next.etag != "" {
 		w.Header().Set("ETag", next.etag)

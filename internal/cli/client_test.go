@@ -151,8 +151,10 @@ func TestHintsRepeatTheFlagsThatSayWhereCaddyIs(t *testing.T) {
 		{
 			"run shop -- true", "caddy maintenance off shop",
 			[]exchange{
-				lists(shopOff), put("shop"), waits("shop?wait=1s", 0, 0), {request: "GET /maintenance/shop", answer: shopOn},
-				{request: "GET /maintenance/shop", answer: gone}, {request: "GET /maintenance/shop", answer: gone},
+				lists(shopOff), put("shop"), waits("shop?wait=1s", 0, 0),
+				{request: "GET /maintenance/shop", answer: shopOn},
+				{request: "GET /maintenance/shop", answer: gone},
+				{request: "GET /maintenance/shop", answer: gone},
 			},
 		},
 	} {

@@ -252,13 +252,13 @@ func (c *call) findAdmin() (err error) {
 // hint returns a command line for the user to paste: these words, and the flags given that say
 // where Caddy is.
 func (c *call) hint(words string) string {
-	line := strings.TrimSpace("caddy maintenance " + words)
+	line := append([]string{"caddy", "maintenance"}, strings.Fields(words)...)
 	for _, flag := range []struct{ name, value string }{{"address", c.address}, {"config", c.config}, {"adapter", c.adapter}} {
 		if flag.value != "" {
-			line += " --" + flag.name + " " + shellWord(flag.value)
+			line = append(line, "--"+flag.name, shellWord(flag.value))
 		}
 	}
-	return line
+	return strings.Join(line, " ")
 }
 
 // plainWord is what a shell takes as it is.

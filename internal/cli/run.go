@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/http"
 	"os/exec"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -129,16 +130,17 @@ func (c *runCommand) runOn(sites []api.Site, options map[string]any, command *ex
 	defer w.stop()
 	closed, status, err := c.close(w, sites, options)
 	if status == 0 && err == nil && !c.areOurs(closed) {
-		status = exitIncomplete // for example, a run on another instance has closed one at the same time
+		status = exitIncomplete
 	}
 	if status != 0 || err != nil {
-		w.finishing("interrupted while opening sites again; " + c.hint("") + " shows which are open")
-		opened, failed := c.openOurs(closed)
+		w.finishing("interrupted while opening sites again", closed)
+		opened, failed := c.openOurs(w, closed)
 		fmt.Fprintln(c.stderr, wasNotRun)
 		return max(status, opened), errors.Join(err, failed)
 	}
 	if err := w.start(command); err != nil {
-		opened, failed := c.openOurs(closed)
+		w.finishing("interrupted while opening sites again", closed)
+		opened, failed := c.openOurs(w, closed)
 		return opened, errors.Join(fmt.Errorf("%w; %s", err, wasNotRun), failed)
 	}
 	err = w.wait(command)
@@ -150,14 +152,14 @@ func (c *runCommand) runOn(sites []api.Site, options map[string]any, command *ex
 	case err != nil:
 		return 0, fmt.Errorf("%w; %s", err, c.staysOn(sitesOf(closed)))
 	}
-	w.finishing("the command has ended; " + c.hint("") + " shows which sites are open")
+	w.finishing("the command has ended", closed)
 	if lost := w.lostTerminal(); lost != "" {
 		fmt.Fprintf(c.stderr, "%s; %s\n", lost, c.staysOn(sitesOf(closed)))
 		return 128 + int(syscall.SIGHUP), nil
 	}
-	status, err = c.openOurs(closed)
+	status, err = c.openOurs(w, closed)
 	if err != nil {
-		err = fmt.Errorf("the command succeeded, but switching off failed: %w; %s", err, c.staysOn(sitesOf(closed)))
+		err = fmt.Errorf("the command succeeded, but switching off failed: %w", err)
 	}
 	return status, err
 }
@@ -165,7 +167,12 @@ func (c *runCommand) runOn(sites []api.Site, options map[string]any, command *ex
 // closedSite is a site as this command left it.
 type closedSite struct {
 	api.Site
-	etag string // changes with each switch
+	etag string // of the switch; it changes with each change
+
+	// Every instance has confirmed the switch. Until then, somebody may have closed the site on
+	// another one, even within the same second. From then on, whoever closes it has opened it
+	// before, which changes since; what changes only options keeps that.
+	confirmed bool
 }
 
 func sitesOf(closed []closedSite) (list []api.Site) {
@@ -176,9 +183,10 @@ func sitesOf(closed []closedSite) (list []api.Site) {
 }
 
 // close puts sites into maintenance, unless somebody else has closed one meanwhile, and waits
-// until they are drained. If one fails, it closes no more and does not wait.
+// until they are drained. If one fails, it closes no more and does not wait, nor if one turns out
+// to be closed by somebody else.
 func (c *runCommand) close(w *signalWatch, sites []api.Site, options map[string]any) (closed []closedSite, status int, err error) {
-	s := c.newSwitching("Enabling", sites)
+	s := c.newSwitching("Enabling", toSwitch(sites))
 	s.unlessDrained = "opening it again"
 	for i := range s.sites {
 		one := &s.sites[i]
@@ -187,81 +195,126 @@ func (c *runCommand) close(w *signalWatch, sites []api.Site, options map[string]
 		var header http.Header
 		header, one.err = c.admin.do(http.MethodPut, api.SitePath(one.before.Site), http.Header{"If-None-Match": {"*"}}, c.signed(own), &one.after)
 		if one.err != nil {
-			if refused := new(apiError); !errors.As(one.err, &refused) || refused.status != http.StatusPreconditionFailed {
+			if !isPreconditionFailed(one.err) {
 				one.err = fmt.Errorf("%w; %s may be in maintenance all the same; to open it: %s", one.err, one.before.Site, c.hint("off "+one.before.Site))
 			}
 			s.sites, s.wait = s.sites[:i+1], 0
 			break
 		}
-		closed = append(closed, closedSite{one.after, header.Get("Etag")})
+		closed = append(closed, closedSite{Site: one.after, etag: header.Get("Etag")})
 		_, one.consequence = noteOn(one.before, one.after, c.now())
 		one.consequence += link
 	}
-	status, err = s.finish()
-	return closed, status, err
+	names, status, err := s.reportEach()
+	if !c.areOurs(closed) {
+		return closed, max(status, exitIncomplete), err
+	}
+	for i := range closed {
+		closed[i].confirmed = status == 0 && err == nil
+	}
+	waited, notDrained := s.waitForEach(names)
+	return closed, max(status, waited), errors.Join(err, notDrained)
 }
 
 // areOurs reports whether all sites are as this command left them.
 func (c *runCommand) areOurs(closed []closedSite) bool {
-	_, others := c.split(closed)
-	return len(others) == 0
+	return !slices.ContainsFunc(closed, func(one closedSite) bool {
+		_, otherwise, err := c.look(one)
+		return otherwise != "" || err != nil
+	})
+}
+
+// look returns the ETag of a site that is as this command left it, except that its options may
+// have changed. Of another one, it says what happened to it.
+func (c *runCommand) look(one closedSite) (etag, otherwise string, err error) {
+	var now api.Site
+	name, toOpen := one.Site.Site, c.hint("off "+one.Site.Site)
+	header, err := c.admin.do(http.MethodGet, api.SitePath(name), nil, nil, &now)
+	if err == nil && now.State == api.StateUnknown {
+		err = errors.New(now.Error)
+	}
+	etag = header.Get("Etag")
+	switch {
+	case err != nil:
+		return "", "", fmt.Errorf("it is not known whether %s is still in maintenance: %w; to open it: %s", name, err, toOpen)
+	case isGone(now):
+		return "", "a reload removed the directive of " + name + ", and nothing has blocked its requests since; to end its maintenance: " + toOpen, nil
+	case now.State != api.StateOn:
+		return "", name + " is already open: its maintenance ended by itself, or somebody switched it off", nil
+	case etag == one.etag, one.confirmed && now.Since.Equal(one.Since):
+		return etag, "", nil
+	}
+	return "", "somebody else switched " + name + " meanwhile; it stays in maintenance; to open it: " + toOpen, nil
 }
 
 // openOurs opens the sites that are as this command left them. It leaves the others alone, and
 // says what happened to them.
-func (c *runCommand) openOurs(closed []closedSite) (int, error) {
-	ours, others := c.split(closed)
-	for _, words := range others {
-		fmt.Fprintln(c.stderr, words)
-	}
-	status, err := c.open(ours)
-	if len(others) > 0 {
-		status = max(status, exitIncomplete)
-	}
-	return status, err
-}
-
-// split returns the sites that are as this command left them, and what happened to the others.
-func (c *runCommand) split(closed []closedSite) (ours []api.Site, others []string) {
+func (c *runCommand) openOurs(w *signalWatch, closed []closedSite) (status int, err error) {
+	var ours []switched
 	for _, one := range closed {
-		var now api.Site
-		header, err := c.admin.do(http.MethodGet, api.SitePath(one.Site.Site), nil, nil, &now)
-		switch {
-		case err == nil && isGone(now):
-			others = append(others, "a reload removed the directive of "+one.Site.Site+", and nothing has blocked its requests since; to end its maintenance: "+c.hint("off "+one.Site.Site))
-		case err != nil || now.State == api.StateOn && header.Get("Etag") == one.etag:
-			ours = append(ours, one.Site)
-		case now.State == api.StateOn:
-			others = append(others, "somebody else switched "+one.Site.Site+" meanwhile; it stays in maintenance")
-		default:
-			others = append(others, one.Site.Site+" is already open: its maintenance ended by itself, or somebody switched it off")
+		done, otherwise := c.reopen(one)
+		if otherwise != "" {
+			fmt.Fprintln(c.stderr, otherwise)
+			status = exitIncomplete
+		} else {
+			ours = append(ours, done)
+		}
+		if done.err == nil {
+			w.finished(one.Site)
 		}
 	}
-	return ours, others
-}
-
-// open takes sites out of maintenance.
-func (c *call) open(sites []api.Site) (int, error) {
-	if len(sites) == 0 {
-		return 0, nil
+	if len(ours) == 0 {
+		return status, nil
 	}
 	c.wait = 0
-	s := c.newSwitching("Disabling", sites)
-	for i := range s.sites {
-		one := &s.sites[i]
-		one.err = c.admin.send(http.MethodDelete, api.SitePath(one.before.Site), nil, &one.after)
+	s := c.newSwitching("Disabling", ours)
+	opened, err := s.finish()
+	return max(status, opened), err
+}
+
+// maxLooks is how often run looks at a site that changes just when it is to be opened.
+const maxLooks = 3
+
+// reopen opens a site if it is as this command left it. If not, it says what happened to it.
+func (c *runCommand) reopen(one closedSite) (done switched, otherwise string) {
+	done.before = one.Site
+	for range maxLooks {
+		etag, otherwise, err := c.look(one)
+		if otherwise != "" || err != nil {
+			done.err = err
+			return done, otherwise
+		}
+		_, done.err = c.admin.do(http.MethodDelete, api.SitePath(one.Site.Site), http.Header{"If-Match": {etag}}, nil, &done.after)
+		if !isPreconditionFailed(done.err) {
+			break
+		}
 	}
-	return s.finish()
+	if done.err != nil {
+		done.err = fmt.Errorf("%w; %s", done.err, c.staysOn([]api.Site{one.Site}))
+	}
+	return done, ""
+}
+
+func isPreconditionFailed(err error) bool {
+	refused := new(apiError)
+	return errors.As(err, &refused) && refused.status == http.StatusPreconditionFailed
 }
 
 // staysOn says that sites stay in maintenance, and how to open them.
 func (c *call) staysOn(sites []api.Site) string {
-	names := siteNames(sites)
-	stay, them := " stay", "them"
-	if len(names) == 1 {
-		stay, them = " stays", "it"
+	if len(sites) == 1 {
+		return c.howToOpen(sites, "stays")
 	}
-	return strings.Join(names, ", ") + stay + " in maintenance; to open " + them + ": " + c.hint("off "+strings.Join(names, " "))
+	return c.howToOpen(sites, "stay")
+}
+
+// howToOpen says what sites do, such as stay, and how to open them.
+func (c *call) howToOpen(sites []api.Site, do string) string {
+	names, them := siteNames(sites), "them"
+	if len(names) == 1 {
+		them = "it"
+	}
+	return strings.Join(names, ", ") + " " + do + " in maintenance; to open " + them + ": " + c.hint("off "+strings.Join(names, " "))
 }
 
 // exitStatus returns the exit status of a command as a shell reports it.

@@ -1,9 +1,13 @@
 package cli
 
 import (
+	"os"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
+
+	"example.com/caddy-maintenance/internal/api"
 )
 
 // The command runs between on and off, and its status is the exit status. What it prints
@@ -13,11 +17,21 @@ func TestCommandRunsInMaintenance(t *testing.T) {
 		drainedShop = enabledShop + drained
 		stays       = "; shop stays in maintenance; to open it: caddy maintenance off shop\n"
 		disabled    = disablingShop + "done\n"
+		elsewhere   = "somebody else switched shop meanwhile; it stays in maintenance; to open it: caddy maintenance off shop\n"
+		unknown     = "it is not known whether shop is still in maintenance: busy; to open it: caddy maintenance off shop\n"
+		changed     = `412 {"error":"site shop has changed"}`
 	)
 	on := put("shop")
-	another := exchange{request: "GET /maintenance/shop", answer: shopOn, etag: `"2"`}
 	state := func(site string) exchange { return exchange{request: "GET /maintenance/shop", answer: site} }
 	quick := waits("shop?wait=1s", 0, 0)
+	version := func(e exchange, etag, match int) exchange {
+		e.etag = strconv.Quote(strconv.Itoa(etag))
+		if match > 0 {
+			e.ifMatch = strconv.Quote(strconv.Itoa(match))
+		}
+		return e
+	}
+	again := version(state(`{"site":"shop","state":"on","since":"2026-01-31T01:00:30Z"}`), 9, 0)
 	for _, test := range []struct {
 		line   string
 		want   result
@@ -67,21 +81,72 @@ func TestCommandRunsInMaintenance(t *testing.T) {
 			drainedShop + disablingShop + "failed\n",
 			"Error: the command succeeded, but switching off failed: storing state of site shop: disk full" + stays, 1,
 		}, []exchange{on, quick, del("shop", diskFull)}},
-		// What somebody else did meanwhile is reported and left alone.
+		// What somebody else did meanwhile is reported and left alone. Of the requests for the
+		// state, the first is made before the waiting, and the third before the command.
 		{
 			"run shop -- true",
 			result{drainedShop, "shop is already open: its maintenance ended by itself, or somebody switched it off\n", 2},
-			[]exchange{on, quick, state(shopOn), state(shopOn), state(shopOff)},
+			[]exchange{on, state(shopOn), quick, state(shopOn), state(shopOn), state(shopOff)},
 		},
 		{
 			"run shop -- true",
-			result{drainedShop, "somebody else switched shop meanwhile; it stays in maintenance\n", 2},
-			[]exchange{on, quick, state(shopOn), state(shopOn), another},
+			result{drainedShop, elsewhere, 2},
+			[]exchange{on, state(shopOn), quick, state(shopOn), state(shopOn), again},
 		},
 		{
 			"run shop -- touch /nowhere/x",
-			result{drainedShop, "somebody else switched shop meanwhile; it stays in maintenance\nthe command was not run\n", 2},
-			[]exchange{on, quick, state(shopOn), another, another},
+			result{drainedShop, elsewhere + wasNotRun + "\n", 2},
+			[]exchange{on, state(shopOn), quick, state(shopOn), again, again},
+		},
+		// Until every instance has confirmed, another one may have let somebody else close it, too.
+		{
+			"run shop -- touch /nowhere/x",
+			result{enabledShop, elsewhere + wasNotRun + "\n", 2},
+			[]exchange{version(on, 1, 0), version(state(shopOn), 2, 0), version(state(shopOn), 2, 0)},
+		},
+		// Changing the options is not a switch.
+		{
+			"run shop -- true", says(drainedShop + disabled),
+			[]exchange{
+				version(on, 1, 0), version(state(shopOn), 1, 0), quick, state(shopOn), version(state(shopOn), 2, 0),
+				version(state(shopOn), 3, 0), version(del("shop"), 4, 3),
+			},
+		},
+		{
+			"run shop -- true", says(drainedShop + disabled),
+			[]exchange{
+				on, state(shopOn), quick, state(shopOn), state(shopOn),
+				version(state(shopOn), 2, 0), version(del("shop", changed), 0, 2), version(state(shopOn), 3, 0), version(del("shop"), 4, 3),
+			},
+		},
+		{
+			"run shop -- true",
+			result{drainedShop, elsewhere, 2},
+			[]exchange{
+				on, state(shopOn), quick, state(shopOn), state(shopOn),
+				version(state(shopOn), 2, 0), version(del("shop", changed), 0, 2), again,
+			},
+		},
+		{
+			"run shop -- true",
+			result{drainedShop + disablingShop + "failed\n", "Error: the command succeeded, but switching off failed: site shop has changed" + stays, 1},
+			[]exchange{on, quick, del("shop", changed), del("shop", changed), del("shop", changed)},
+		},
+		// A site whose state cannot be read may be anybody's.
+		{
+			"run shop -- true",
+			result{drainedShop + disablingShop + "failed\n", "Error: the command succeeded, but switching off failed: " + unknown, 1},
+			[]exchange{on, state(shopOn), quick, state(shopOn), state(shopOn), state(busy)},
+		},
+		{
+			"run shop -- true",
+			result{drainedShop + disablingShop + "failed\n", "Error: the command succeeded, but switching off failed: " + unknown, 1},
+			[]exchange{on, state(shopOn), quick, state(shopOn), state(shopOn), state(`{"site":"shop","state":"unknown","error":"busy"}`)},
+		},
+		{
+			"run shop -- touch /nowhere/x",
+			result{drainedShop + disablingShop + "failed\n", wasNotRun + "\nError: " + unknown, 1},
+			[]exchange{on, state(shopOn), quick, state(shopOn), state(busy), state(busy)},
 		},
 	} {
 		runs(t, test.line, test.want, append([]exchange{lists(shopOff)}, test.script...)...)
@@ -90,6 +155,25 @@ func TestCommandRunsInMaintenance(t *testing.T) {
 		lists(shopOff, wikiOff), on, put("wiki"), quick, waits("wiki?wait=1s", 0, 0), del("shop"), del("wiki"))
 	runs(t, "run --all -- true", result{enabledShop + enablingWiki + "failed\n" + disabled, "the command was not run\nError: busy; wiki may be in maintenance all the same; to open it: caddy maintenance off wiki\n", 1},
 		lists(shopOff, wikiOff), on, put("wiki", busy), del("shop"))
+}
+
+// What a signal meets when the command has ended, and only the switching off is left.
+func TestInterruptedOpeningNamesTheSitesThatMayBeClosed(t *testing.T) {
+	shop, wiki := closedSite{Site: api.Site{Site: "shop"}}, closedSite{Site: api.Site{Site: "wiki"}}
+	w := &signalWatch{call: &call{address: "localhost:2020"}}
+	w.finishing("the command has ended", []closedSite{shop, wiki})
+	for _, want := range []string{
+		"the command has ended; shop, wiki may still be in maintenance; to open them: caddy maintenance off shop wiki --address localhost:2020",
+		"the command has ended; wiki may still be in maintenance; to open it: caddy maintenance off wiki --address localhost:2020",
+		"the command has ended; caddy maintenance --address localhost:2020 shows which sites are open",
+	} {
+		if got, ends := w.take(os.Interrupt); got != want || !ends {
+			t.Errorf("got %t %s, want %s", ends, got, want)
+		}
+		if len(w.sites) > 0 {
+			w.finished(w.sites[0])
+		}
+	}
 }
 
 // A site that somebody else switched is left alone, and a command that does not exist is noticed

@@ -5,6 +5,7 @@ import (
 	"os"
 	"os/exec"
 	"os/signal"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -27,7 +28,7 @@ type signalWatch struct {
 	mu      sync.Mutex
 	sites   []api.Site  // those that are, or may be, in maintenance
 	command *os.Process // nil while none runs
-	last    string      // what to say instead of the sites
+	last    string      // what to say first when only the opening is left
 }
 
 func (c *call) watchSignals() *signalWatch {
@@ -73,8 +74,10 @@ func (w *signalWatch) take(s os.Signal) (words string, ends bool) {
 			_ = w.command.Signal(s)
 		}
 		return "", false
+	case w.last != "" && len(w.sites) > 0:
+		return w.last + "; " + w.call.howToOpen(w.sites, "may still be"), true
 	case w.last != "":
-		return w.last, true
+		return w.last + "; " + w.call.hint("") + " shows which sites are open", true
 	case len(w.sites) == 0:
 		return "nothing has changed", true
 	}
@@ -141,9 +144,17 @@ func hasTerminal() bool {
 	return true
 }
 
-// finishing ends the passing on. From then on a signal ends this process again, with these words.
-func (w *signalWatch) finishing(words string) {
+// finishing ends the passing on. From then on a signal ends this process again, and what is said
+// begins with these words. These sites may be in maintenance, each until it is finished.
+func (w *signalWatch) finishing(words string, closed []closedSite) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.command, w.last = nil, words
+	w.command, w.last, w.sites = nil, words, sitesOf(closed)
+}
+
+// finished notes that nothing is left to be done to a site.
+func (w *signalWatch) finished(s api.Site) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.sites = slices.DeleteFunc(w.sites, func(one api.Site) bool { return one.Site == s.Site })
 }

@@ -42,7 +42,7 @@ func (c *onCommand) run(args []string) (int, error) {
 		signals = c.watchSignals()
 		defer signals.stop()
 	}
-	s := c.newSwitching(doing, picked)
+	s := c.newSwitching(doing, toSwitch(picked))
 	for i := range s.sites {
 		one := &s.sites[i]
 		signals.note(one.before)
@@ -152,7 +152,7 @@ func (c *offCommand) run(args []string) (int, error) {
 		fmt.Fprintln(c.stdout, "No site is in maintenance")
 		return 0, nil
 	}
-	s := c.newSwitching("Disabling", picked)
+	s := c.newSwitching("Disabling", toSwitch(picked))
 	for i := range s.sites {
 		one := &s.sites[i]
 		one.err = c.admin.send(http.MethodDelete, api.SitePath(one.before.Site), nil, &one.after)
@@ -186,13 +186,18 @@ type switched struct {
 	err               error
 }
 
-func (c *call) newSwitching(doing string, sites []api.Site) *switching {
-	s := &switching{call: c, doing: doing, began: c.now(), unlessDrained: "maintenance stays on", silent: make(map[string]bool)}
-	for _, before := range sites {
-		s.sites = append(s.sites, switched{before: before})
-	}
-	s.begin(sites[0].Site)
+func (c *call) newSwitching(doing string, sites []switched) *switching {
+	s := &switching{call: c, doing: doing, sites: sites, began: c.now(), unlessDrained: "maintenance stays on", silent: make(map[string]bool)}
+	s.begin(sites[0].before.Site)
 	return s
+}
+
+// toSwitch are sites before they are switched.
+func toSwitch(sites []api.Site) (list []switched) {
+	for _, before := range sites {
+		list = append(list, switched{before: before})
+	}
+	return list
 }
 
 func (s *switching) begin(site string) {
@@ -200,7 +205,13 @@ func (s *switching) begin(site string) {
 }
 
 func (s *switching) finish() (status int, err error) {
-	var names []string
+	names, status, err := s.reportEach()
+	waited, notDrained := s.waitForEach(names)
+	return max(status, waited), errors.Join(err, notDrained)
+}
+
+// reportEach reports on each site, and returns the names of those that have been switched.
+func (s *switching) reportEach() (names []string, status int, err error) {
 	var failed []error
 	for i, one := range s.sites {
 		if i > 0 {
@@ -218,13 +229,17 @@ func (s *switching) finish() (status int, err error) {
 		names = append(names, one.after.Site)
 	}
 	s.hintAtForget()
-	if s.wait > 0 {
-		w := s.newWaiter()
-		w.multiple, w.unlessDrained = len(s.sites) > 1, s.unlessDrained
-		waited, err := w.waitForEach(names)
-		status, failed = max(status, waited), append(failed, err)
+	return names, status, errors.Join(failed...)
+}
+
+// waitForEach waits until the sites are drained, if there is a time to wait for that.
+func (s *switching) waitForEach(names []string) (status int, err error) {
+	if s.wait == 0 {
+		return 0, nil
 	}
-	return status, errors.Join(failed...)
+	w := s.newWaiter()
+	w.multiple, w.unlessDrained = len(s.sites) > 1, s.unlessDrained
+	return w.waitForEach(names)
 }
 
 // report waits until the instances have confirmed the switch of a site, and says which have not.
@@ -279,7 +294,11 @@ func (s *switching) confirm(after api.Site) (fleet, error) {
 		if len(list) > 1 && after.From.IsZero() { // a scheduled time may have come meanwhile
 			var now api.Site
 			if err := s.admin.send(http.MethodGet, api.SitePath(after.Site), nil, &now); err == nil && now.State != after.State {
-				return f, fmt.Errorf("%s is %s again: somebody switched it, or its maintenance ended by itself, before every instance had confirmed", after.Site, now.State)
+				err = fmt.Errorf("%s is %s again: somebody switched it, or its maintenance ended by itself, before every instance had confirmed", after.Site, now.State)
+				if now.State == api.StateOn {
+					err = fmt.Errorf("%w; to open it: %s", err, s.hint("off "+after.Site))
+				}
+				return f, err
 			}
 		}
 		return f, nil
