@@ -70,7 +70,7 @@ func TestSwitchDoesNotWaitForEverAndMayTakeEffectLate(t *testing.T) {
 		answer()
 		after.expect(t, "shop", "on")
 		after.unload()
-		wantEqual(t, "sites left", sites.Len(), 0)
+		wantEqual(t, "sites left", sitesInMemory(), 0)
 	})
 }
 

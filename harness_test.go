@@ -295,7 +295,7 @@ func (s *server) stop() {
 func noSiteIsLeft(t *testing.T) {
 	t.Helper()
 	eventually(t, func() error {
-		if n := sites.Len(); n > 0 {
+		if n := sitesInMemory(); n > 0 {
 			return fmt.Errorf("%d sites are left", n)
 		}
 		return nil
@@ -313,6 +313,8 @@ func noPageIsLeft(t *testing.T) {
 		return err
 	})
 }
+
+func sitesInMemory() int { return len(slices.Collect(sites.All())) }
 
 func siteNamed(name string) *configuredSite {
 	app, err := runningApp()

@@ -223,7 +223,7 @@ func TestSitesOfATemplateAreFollowed(t *testing.T) {
 		a.followOthers()
 		time.Sleep(defaultSyncInterval)
 		a.wantVisits(t, "told 200, begun 200, overrun 200, lost 200, ghost 200")
-		wantEqual(t, "sites in memory", sites.Len(), 1)
+		wantEqual(t, "sites in memory", sitesInMemory(), 1)
 
 		storage.set(store.Key("told"), switchedOn)
 		storage.tell("told")
@@ -278,7 +278,7 @@ func TestVisitorsBringNoSiteIntoMemory(t *testing.T) {
 		loads, stores, gate := storage.loads.Load(), storage.stores.Load(), a.gate()
 		for i := range 1000 {
 			gate.serveHost(t.Context(), fmt.Sprintf("host%d.test", i), func() {
-				if n := sites.Len(); n != 2 || gate.site.inFlight.Count() != 1 {
+				if n := sitesInMemory(); n != 2 || gate.site.inFlight.Count() != 1 {
 					t.Errorf("%d sites in memory, and %d requests", n, gate.site.inFlight.Count())
 				}
 			})
@@ -335,7 +335,7 @@ func TestRequestOutlivesTheTimeOfItsSiteInMemory(t *testing.T) {
 		w, r := httptest.NewRecorder(), newRequest(httptest.NewRequest(http.MethodGet, "http://acme", nil))
 		err := serve(w, r, func(_ http.ResponseWriter, r *http.Request) error {
 			letSiteGo(entry)
-			wantEqual(t, "sites in memory", sites.Len(), 1)
+			wantEqual(t, "sites in memory", sitesInMemory(), 1)
 			noError(t, a.put(t, "acme", `{"message": "Moving.", "retry_after": "7s", "terminate_after": "1s"}`))
 			wantEqual(t, "in flight", a.site(t, "acme").inFlight.Count(), 1)
 			<-r.Context().Done()
@@ -402,7 +402,7 @@ func TestNoRequestSlipsInWhileASiteComesIntoMemory(t *testing.T) {
 		for s := range a.inMemory() {
 			wantEqual(t, "requests of "+s.Name, s.inFlight.Count(), 0)
 		}
-		wantEqual(t, "sites", sites.Len(), 101)
+		wantEqual(t, "sites", sitesInMemory(), 101)
 	})
 }
 

@@ -38,7 +38,7 @@ func (h *Handler) passOn(req *inflight.Request, r *http.Request, next caddyhttp.
 	defer func() {
 		if err != nil {
 			req.HandlerReturned()
-			context.AfterFunc(req.Server(), func() { req.Done() })
+			context.AfterFunc(req.Server(), req.Done)
 			return
 		}
 		req.Done()

@@ -86,7 +86,7 @@ func TestNamesOfVisitorsLeaveNothingBehind(t *testing.T) {
 		workers.Wait()
 	}
 	left := func() (heap uint64, what string) {
-		what = fmt.Sprint(sites.Len(), " sites in memory, listed: ", s.api(http.MethodGet, "/maintenance", "").body)
+		what = fmt.Sprint(sitesInMemory(), " sites in memory, listed: ", s.api(http.MethodGet, "/maintenance", "").body)
 		for line := range strings.Lines(s.api(http.MethodGet, "/metrics", "").body) {
 			if series, _, _ := strings.Cut(line, " "); strings.HasPrefix(series, "caddy_maintenance") {
 				what += "\n" + series

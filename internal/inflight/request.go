@@ -170,10 +170,11 @@ func (q *Request) Resume(w http.ResponseWriter) {
 }
 
 // Done removes the request from its set: it is no longer in flight and cannot be terminated.
-// Done reports whether it was the last one in the set. Further calls do nothing and return
-// false.
-func (q *Request) Done() (last bool) {
-	return q.setDone() && q.set.take(q)
+// Further calls do nothing.
+func (q *Request) Done() {
+	if q.setDone() {
+		q.set.take(q)
+	}
 }
 
 // setDone marks the request as done, and reports whether it was not done before.

@@ -70,14 +70,12 @@ func (s *Set) Release() {
 	}
 }
 
-// take removes the request from the set, and reports whether it was the last one.
-func (s *Set) take(q *Request) (last bool) {
+// take removes the request from the set.
+func (s *Set) take(q *Request) {
 	s.shards[q.shard].remove(q)
-	if s.count.Add(-1) > 0 {
-		return false
+	if s.count.Add(-1) == 0 {
+		s.signalIdle()
 	}
-	s.signalIdle()
-	return true
 }
 
 // CountOf returns how many requests with that key are in flight.

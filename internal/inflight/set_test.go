@@ -23,6 +23,7 @@ func TestRequestIsInItsSetUntilItIsDone(t *testing.T) {
 	for i := range requests {
 		requests[i] = add(&s)
 	}
+	idle := s.Idle()
 	for i, q := range requests {
 		left := len(requests) - i
 		if all := s.All(); s.Count() != int64(left) || len(all) != left || !slices.Contains(all, q) {
@@ -32,10 +33,10 @@ func TestRequestIsInItsSetUntilItIsDone(t *testing.T) {
 		if !slices.Contains(s.All(), q) {
 			t.Error("its handler has returned, and it is in flight no longer")
 		}
-		if last := q.Done(); last != (left == 1) {
-			t.Errorf("with %d left Done says that it is the last: %t", left, last)
+		if q.Done(); isClosed(idle) != (left == 1) {
+			t.Errorf("with %d left before it was done, the set is idle: %t", left, isClosed(idle))
 		}
-		if q.Done() || s.Count() != int64(left-1) {
+		if q.Done(); s.Count() != int64(left-1) {
 			t.Fatal("a request is done twice")
 		}
 	}
@@ -129,7 +130,10 @@ func TestRequestsOfAKeyMove(t *testing.T) {
 	if other.Done(); !isClosed(before) || isClosed(after) || !isClosed(idle) {
 		t.Error("a set is idle that is not, or the other way round")
 	}
-	if first.Done() || !second.Done() || !isClosed(after) {
+	if first.Done(); isClosed(after) {
+		t.Error("a set is idle while a request that it took is in flight")
+	}
+	if second.Done(); !isClosed(after) {
 		t.Error("a set does not notice when the last request that it took is done")
 	}
 }

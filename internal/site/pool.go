@@ -259,11 +259,3 @@ func (p *Pool[T]) drop(e *Entry[T]) {
 		templates[0].Value.Take(e.Value, e.name.text)
 	}
 }
-
-// Len returns the number of entries.
-func (p *Pool[T]) Len() (n int) {
-	for range p.All() {
-		n++
-	}
-	return n
-}
