@@ -55,9 +55,9 @@ type App struct {
 	servers   map[*caddyhttp.Server]serverStop
 	pages     *configPages
 
-	ctx      caddy.Context // ends with the config
+	ctx      caddy.Context   // ends with the config
+	before   context.Context // of the config that ran when this one was loaded; nil if none did
 	started  bool
-	running  atomic.Bool // this is or was the running config, as somebody has seen
 	working  atomic.Bool // its work in the background has begun
 	ended    atomic.Bool // it has stopped; its last requests may still come
 	configID string      // in its reports
@@ -83,9 +83,11 @@ func (*App) CaddyModule() caddy.ModuleInfo {
 	}
 }
 
-// Provision sets up the app. It writes nothing and starts nothing in the
-// background: the config may never run.
+// Provision sets up the app. Neither it nor the handlers write anything: the config may never
+// run. But handlers begin reads as they are provisioned: of the copies of new pages at once, and
+// of the records of new sites as soon as Start has announced this instance.
 func (a *App) Provision(ctx caddy.Context) error {
+	a.before = caddy.ActiveContext().Context
 	if a.SyncInterval == 0 {
 		a.SyncInterval = caddy.Duration(defaultSyncInterval)
 	}
@@ -161,7 +163,7 @@ func (a *App) Stop() error {
 	if err != nil || next == a {
 		return nil // Caddy is stopping
 	}
-	failed := !a.running.Load()
+	failed := !a.hasRun()
 	if !failed {
 		a.warnOfSitesThatAreGone(next)
 	}
@@ -182,7 +184,7 @@ func (a *App) Cleanup() error {
 	if err != nil {
 		dropAllGone()
 	}
-	switch failed := !a.running.Load(); {
+	switch failed := !a.hasRun(); {
 	case err != nil || failed && !next.hasReport():
 		a.leave()
 	case failed:
@@ -208,10 +210,12 @@ func runningApp() (*App, error) {
 	if err != nil {
 		return nil, err
 	}
-	running := app.(*App)
-	running.running.Store(true)
-	return running, nil
+	return app.(*App), nil
 }
+
+// hasRun reports whether this config, which has ended, was ever the running one. If it was, it
+// replaced the one that ran when it was loaded; if it has failed, that one still runs.
+func (a *App) hasRun() bool { return caddy.ActiveContext().Context != a.before }
 
 // untilRunning waits until this is the running config, and reports whether that
 // happened. A config can still fail after all its apps have started, and after Caddy has
@@ -260,10 +264,10 @@ type serverStop struct {
 	stop     func()
 }
 
-// stopping returns a channel that is closed when the config is unloaded. Cleanup and Stop would
-// be too late: Caddy calls Cleanup when all requests have ended, and when it exits, it may stop
-// this app after http.
-func (a *App) stopping(s *caddyhttp.Server) <-chan struct{} {
+// watchServer registers what happens when a server shuts down, once, and returns a channel that is
+// closed when the config is unloaded. Cleanup and Stop would be too late: Caddy calls Cleanup when
+// all requests have ended, and when it exits, it may stop this app after http.
+func (a *App) watchServer(s *caddyhttp.Server) <-chan struct{} {
 	known, ok := a.servers[s]
 	if !ok {
 		stopping := make(chan struct{})

@@ -183,7 +183,7 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 	h.cookieName = site.CookieName(name.String())
 	if server, ok := ctx.Value(caddyhttp.ServerCtxKey).(*caddyhttp.Server); ok {
 		addErrorRoutes(server)
-		h.stopping = app.(*App).stopping(server)
+		h.stopping = app.(*App).watchServer(server)
 		h.writeTimeout = time.Duration(server.WriteTimeout)
 	}
 	if h.pageKey = source.Location(); h.pageKey != "" {
