@@ -46,8 +46,7 @@ type App struct {
 	self      *store.Self
 	store     *store.Store
 	fleet     *store.Fleet
-	memory    *store.Memory
-	storageID string // identifies the storage among those in the memory
+	memory    *memory
 	instance  string
 	sites     map[string]*configuredSite // those that handlers name
 	templates []*configuredSite          // the templates among them
@@ -103,9 +102,8 @@ func (a *App) Provision(ctx caddy.Context) error {
 		a.store.TrustAbsence()
 	}
 	a.fleet = store.NewFleet(a.store)
-	a.storageID = identify(ctx.Storage())
 	a.prepareReports(processReports)
-	a.memory = memoryBeside(ctx.Storage())
+	a.memory = newMemory(ctx.Storage(), a.log)
 	a.sites = make(map[string]*configuredSite)
 	a.servers = make(map[*caddyhttp.Server]serverStop)
 	a.pages = newConfigPages(ctx, a.log, ctx.Storage(), a.inMemory)
@@ -312,7 +310,7 @@ func (a *App) switchSite(s *configuredSite, m site.Mutation, cause site.Cause) e
 }
 
 func (a *App) carryOut(s *configuredSite, m site.Mutation, cause site.Cause) error {
-	defer a.saveMemory()
+	defer a.memory.save()
 	for change, err := range a.store.Switch(s.configured(), m, cause) {
 		if err != nil {
 			s.followed.ReadAgain() // a read during the switch may have left the record to it

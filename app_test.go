@@ -353,7 +353,7 @@ func newTestApp(t *testing.T, storage *testStorage, names ...string) (*App, *obs
 		SyncInterval: caddy.Duration(defaultSyncInterval),
 		log:          zap.New(core),
 		self:         store.NewSelf("web-1"),
-		memory:       store.NewMemory("", caddy.ParseDuration),
+		memory:       &memory{file: store.NewMemory("", caddy.ParseDuration), log: zap.New(core)},
 		sites:        make(map[string]*configuredSite),
 		ctx:          caddy.Context{Context: t.Context()},
 	}

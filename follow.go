@@ -135,7 +135,7 @@ func (f *follower) readAgain(list []*store.Followed) {
 	var read func(s *configuredSite)
 	read = func(s *configuredSite) {
 		if s.isTemplate() {
-			listing := f.store.List(f.ctx, s.Site, f.memory.Sites(f.storageID))
+			listing := f.store.List(f.ctx, s.Site, f.memory.sites())
 			reads.Go(func() {
 				for _, found := range f.applyListing(s, <-listing) {
 					read(found)
@@ -158,7 +158,7 @@ func (f *follower) readAgain(list []*store.Followed) {
 		} // else the site has gone from memory
 	}
 	reads.Wait()
-	f.saveMemory()
+	f.memory.save()
 	if len(restored) == 0 {
 		return
 	}
@@ -332,6 +332,6 @@ func (f *follower) watchClock() {
 				f.publish(s, s.Tick(time.Now()))
 			}
 		}
-		f.saveMemory()
+		f.memory.save()
 	}
 }

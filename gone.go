@@ -55,7 +55,7 @@ func (a *App) goneSite(name string) *configuredSite {
 // thatReaches returns the config to switch a gone site with: this one if it has the same
 // storage. The storage of the old config may have ended with it.
 func (a *App) thatReaches(s *configuredSite) *App {
-	if a.store != nil && a.storageID == s.app.storageID {
+	if a.store != nil && a.memory.storageID == s.app.memory.storageID {
 		return a
 	}
 	return s.app

@@ -2,19 +2,10 @@ package maintenance
 
 import (
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
-	"encoding/json"
-	"fmt"
-	"path/filepath"
 	"sync"
-	"sync/atomic"
 	"time"
 
-	"github.com/caddyserver/certmagic"
 	"go.uber.org/zap"
-
-	"github.com/caddyserver/caddy/v2"
 
 	"example.com/caddy-maintenance/internal/site"
 	"example.com/caddy-maintenance/internal/store"
@@ -100,7 +91,7 @@ func (a *App) loadAll(journal store.Journal) {
 	ctx := context.WithoutCancel(a.ctx)
 	for s := a.loading.next(); s != nil; s = a.loading.next() {
 		if s.isTemplate() {
-			closed := a.memory.Sites(a.storageID)
+			closed := a.memory.sites()
 			listing := a.store.List(ctx, s.Site, closed)
 			s.followed.Begin()
 			a.bring(s, closed) // requests for these need not wait for the list
@@ -108,7 +99,7 @@ func (a *App) loadAll(journal store.Journal) {
 			continue
 		}
 		s.NoteStored(journal.Version(s.Name))
-		if r := a.memory.Record(a.storageID, s.Name); r != nil {
+		if r := a.memory.record(s.Name); r != nil {
 			s.Remember(r, time.Now())
 		}
 		reading := a.store.Read(ctx, s.Site)
@@ -163,56 +154,5 @@ func (a *App) takeList(t *configuredSite, l store.Listing) {
 	a.takeRead(t, l.Read)
 	for entry := range sites.All() {
 		sites.Tidy(entry)
-	}
-}
-
-// memories holds the files in which this process keeps the records of closed sites, by path,
-// so that each file has one writer.
-var memories sync.Map
-
-// memoryBeside returns the memory of closed sites, a file in Caddy's data directory. If that
-// directory is the storage, nothing is kept twice.
-func memoryBeside(storage certmagic.Storage) *store.Memory {
-	if files, ok := storage.(*certmagic.FileStorage); ok && filepath.Clean(files.Path) == filepath.Clean(caddy.AppDataDir()) {
-		return store.NewMemory("", caddy.ParseDuration)
-	}
-	path := filepath.Join(caddy.AppDataDir(), "maintenance", "last_known.json")
-	memory, _ := memories.LoadOrStore(path, store.NewMemory(path, caddy.ParseDuration))
-	return memory.(*store.Memory)
-}
-
-// identify returns an ID that distinguishes a storage from others that are used with the same
-// data directory. It depends on the type of the storage and, if that can be seen, its config.
-func identify(storage certmagic.Storage) string {
-	text := fmt.Sprintf("%T", storage)
-	if named, ok := storage.(fmt.Stringer); ok {
-		text += named.String()
-	} else if raw, err := json.Marshal(storage); err == nil {
-		text += string(raw)
-	}
-	hash := sha256.Sum256([]byte(text))
-	return hex.EncodeToString(hash[:8])
-}
-
-// memoryFails is set while the file cannot be written.
-var memoryFails atomic.Bool
-
-// maxSave is how long saving waits for the disk.
-const maxSave = 2 * time.Second
-
-// saveMemory writes what has changed in the memory of closed sites.
-func (a *App) saveMemory() {
-	saved := make(chan error, 1)
-	go func() { saved <- a.memory.Save() }()
-	timer := time.NewTimer(maxSave)
-	defer timer.Stop()
-	var err error
-	select {
-	case err = <-saved:
-	case <-timer.C:
-		err = fmt.Errorf("writing takes longer than %s", maxSave)
-	}
-	if failed := memoryFails.Swap(err != nil); err != nil && !failed {
-		a.log.Warn("state of sites in maintenance cannot be kept on disk; a restart depends on the storage alone", zap.Error(err))
 	}
 }

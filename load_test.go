@@ -73,7 +73,7 @@ func TestTenantsWaitNoLongerForAStorageThatHangs(t *testing.T) {
 func newAppThatRemembers(t *testing.T, storage *testStorage, path string) *App {
 	t.Helper()
 	a, _ := newTestApp(t, storage)
-	a.memory = store.NewMemory(path, caddy.ParseDuration)
+	a.memory.file = store.NewMemory(path, caddy.ParseDuration)
 	a.joinAll(t, "{http.request.host}")
 	synctest.Wait()
 	return a

@@ -19,7 +19,7 @@ import (
 func (a *App) notify(s *configuredSite, change site.Change) {
 	s.setTerminateTimer()
 	a, s = a.successor(s)
-	a.memory.Keep(a.storageID, s.Name, change.After)
+	a.memory.keep(s.Name, change.After)
 	before, after := a.viewsOf(s, change)
 	runs := a.working.Load() // otherwise pages may still be missing; Start renders them
 	if before.Kind() == site.Loading {

@@ -35,7 +35,7 @@ import (
 const switchedOn = `{"version": 1, "enabled": true}`
 
 // remember makes the app keep the records of closed sites in a file.
-func (a *App) remember(path string) { a.memory = store.NewMemory(path, caddy.ParseDuration) }
+func (a *App) remember(path string) { a.memory.file = store.NewMemory(path, caddy.ParseDuration) }
 
 // followOthers makes the app follow other instances from now on.
 func (a *App) followOthers() { go newFollower(a).run() }
