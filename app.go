@@ -47,6 +47,7 @@ type App struct {
 	store     *store.Store
 	fleet     *store.Fleet
 	memory    *memory
+	notifier  *notifier
 	instance  string
 	sites     map[string]*configuredSite // those that handlers name
 	templates []*configuredSite          // the templates among them
@@ -57,12 +58,10 @@ type App struct {
 	ctx      caddy.Context   // ends with the config
 	before   context.Context // of the config that ran when this one was loaded; nil if none did
 	started  bool
-	working  atomic.Bool // its work in the background has begun
 	ended    atomic.Bool // it has stopped; its last requests may still come
 	configID string      // in its reports
 	report   *reportState
-	left     bool          // this config must not report any more; guarded by the turn of report
-	soon     chan struct{} // gets a value when a report is due out of turn
+	left     bool // this config must not report any more; guarded by the turn of report
 
 	announced    chan struct{} // closed when the first report is stored, or takes too long
 	setAnnounced func()        // closes it
@@ -104,6 +103,7 @@ func (a *App) Provision(ctx caddy.Context) error {
 	a.fleet = store.NewFleet(a.store)
 	a.prepareReports(processReports)
 	a.memory = newMemory(ctx.Storage(), a.log)
+	a.notifier = newNotifier(ctx, a.log, a.memory)
 	a.sites = make(map[string]*configuredSite)
 	a.servers = make(map[*caddyhttp.Server]serverStop)
 	a.pages = newConfigPages(ctx, a.log, ctx.Storage(), a.inMemory)
@@ -132,7 +132,7 @@ func (a *App) Start() error {
 		if !a.untilRunning() {
 			return
 		}
-		a.working.Store(true)
+		a.notifier.renders.Store(true)
 		a.pages.run()
 		for s := range a.inMemory() {
 			if v := s.view(); v.Blocks() {
@@ -248,14 +248,6 @@ func (a *App) syncInterval() string {
 	return time.Duration(a.SyncInterval).String()
 }
 
-// Sites
-
-// takeRead applies a record that was read; another instance may have switched the site.
-func (a *App) takeRead(s *configuredSite, read site.Read) {
-	s.followed.Note(read)
-	a.publish(s, s.Apply(read, site.Cause{Source: site.SourceSync}, time.Now()))
-}
-
 // serverStop ends the holds of a server: stop closes stopping.
 type serverStop struct {
 	stopping <-chan struct{}
@@ -316,7 +308,7 @@ func (a *App) carryOut(s *configuredSite, m site.Mutation, cause site.Cause) err
 			s.followed.ReadAgain() // a read during the switch may have left the record to it
 			return err
 		}
-		a.notify(s, change)
+		a.notifier.notify(s, change)
 	}
 	return nil
 }

@@ -357,6 +357,7 @@ func newTestApp(t *testing.T, storage *testStorage, names ...string) (*App, *obs
 		sites:        make(map[string]*configuredSite),
 		ctx:          caddy.Context{Context: t.Context()},
 	}
+	a.notifier = newNotifier(t.Context(), a.log, a.memory)
 	a.store = store.New(t.Context(), storage, caddy.ParseDuration, a.self)
 	a.fleet = store.NewFleet(a.store)
 	a.prepareReports(newReportState())
@@ -583,7 +584,7 @@ func TestSiteThatReturnsToTheConfigIsReadAgain(t *testing.T) {
 	ofEachKind(t, func(t *testing.T, k kind) {
 		s := k.start(t, `maintenance shop`)
 		s.put("shop", "")
-		eventuallyEqual(t, "the app works", running(t).working.Load, true)
+		eventuallyEqual(t, "the app works", running(t).notifier.renders.Load, true)
 		s.reload(``)
 		s.logged(`"warn"`, "no longer in the config", `"site":"shop"`)
 		// The server of the old config may still take a connection.

@@ -106,7 +106,7 @@ func TestChangesAreToldAsTheyAre(t *testing.T) {
 				case "wait":
 					sleep(given)
 				case "clock":
-					a.publish(shop, shop.Tick(time.Now()))
+					a.notifier.publish(shop, shop.Tick(time.Now()))
 				case "read":
 					a.readRecord(t, given)
 				default:
@@ -130,7 +130,7 @@ func (a *App) readRecord(t *testing.T, record string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	a.takeRead(a.sites["shop"], site.Read{Record: r})
+	a.notifier.takeRead(a.sites["shop"], site.Read{Record: r})
 }
 
 // Changes are logged in their order, however long the log takes.
@@ -152,7 +152,7 @@ func TestChangesAreToldInTheirOrder(t *testing.T) {
 			}
 		}
 		var logged atomic.Int64
-		a.log = a.log.WithOptions(zap.Hooks(func(zapcore.Entry) error {
+		a.notifier.log = a.log.WithOptions(zap.Hooks(func(zapcore.Entry) error {
 			if logged.Add(1) == 1 {
 				switchOff()
 			}

@@ -70,7 +70,7 @@ func (f *follower) pause(d time.Duration) bool {
 		select {
 		case <-next.C:
 			return true
-		case <-f.soon:
+		case <-f.notifier.drained:
 			spaced = time.After(reportSpacing - time.Since(f.reported))
 		case <-spaced:
 			f.reportProgress()
@@ -209,7 +209,7 @@ func (f *follower) applyListing(t *configuredSite, l store.Listing) (found []*co
 // storage.
 func (f *follower) applyRead(s *configuredSite, read site.Read) (restored bool) {
 	before, verified := s.Current().Version(), s.followed.Verified()
-	f.takeRead(s, read)
+	f.notifier.takeRead(s, read)
 	s.followed.Applied()
 	defer sites.Tidy(s.entry)
 	switch {
@@ -239,7 +239,7 @@ func (f *follower) restore(s *configuredSite) (done, restored bool) {
 	}
 	defer f.store.EndTurn(s.Site)
 	read := f.store.Load(f.ctx, s.Site)
-	f.takeRead(s, read)
+	f.notifier.takeRead(s, read)
 	restored, err := f.store.Restore(f.ctx, s.Site, read)
 	if err != nil {
 		f.log.Warn("state of the site is missing or outdated in storage and cannot be written again", zap.String("site", s.Name), zap.Error(err))
@@ -329,7 +329,7 @@ func (f *follower) watchClock() {
 		}
 		for s := range f.inMemory() {
 			if s.Current().Unreported() {
-				f.publish(s, s.Tick(time.Now()))
+				f.notifier.publish(s, s.Tick(time.Now()))
 			}
 		}
 		f.memory.save()

@@ -73,6 +73,6 @@ func (f *follower) syncGone() {
 		}
 		app := f.thatReaches(s)
 		reading := app.store.Read(f.ctx, s.Site)
-		go func() { app.takeRead(s, <-reading) }()
+		go func() { app.notifier.takeRead(s, <-reading) }()
 	}
 }

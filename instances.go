@@ -78,7 +78,7 @@ func (a *App) awaitInstances(ctx context.Context, s *configuredSite, limit time.
 	if s != nil {
 		name = s.Name
 		read := a.store.Load(ctx, s.Site) // another instance may have switched the site
-		a.takeRead(s, read)
+		a.notifier.takeRead(s, read)
 		if read.Err != nil && !errors.Is(read.Err, site.ErrInvalid) {
 			return nil, read.Err
 		}

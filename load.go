@@ -111,7 +111,7 @@ func (a *App) loadAll(journal store.Journal) {
 // load applies the first read of a site's record.
 func (a *App) load(s *configuredSite, reading <-chan site.Read) {
 	read := <-reading
-	a.takeRead(s, read)
+	a.notifier.takeRead(s, read)
 	if store.Lacks(read, s.Current()) {
 		s.followed.ReadAgain() // and restored; the follower may have begun before the site was known
 	}
@@ -151,7 +151,7 @@ func (a *App) bring(t *configuredSite, names []string) {
 // takeList applies the result of listing the records, once the sites with a record are in
 // memory. Sites without one may leave it then.
 func (a *App) takeList(t *configuredSite, l store.Listing) {
-	a.takeRead(t, l.Read)
+	a.notifier.takeRead(t, l.Read)
 	for entry := range sites.All() {
 		sites.Tidy(entry)
 	}

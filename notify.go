@@ -1,6 +1,9 @@
 package maintenance
 
 import (
+	"context"
+	"iter"
+	"sync/atomic"
 	"time"
 
 	"go.uber.org/zap"
@@ -10,20 +13,44 @@ import (
 	"example.com/caddy-maintenance/internal/site"
 )
 
-// notify is the only consumer of changes, whether by a switch, a sync or the clock. It logs
-// them, emits events, sets the timer that terminates requests, and renders and refreshes the
-// pages.
-//
-// A switch may end after its config was replaced. Then the running config has the log and the
-// pages.
-func (a *App) notify(s *configuredSite, change site.Change) {
+// notifier is the only consumer of changes of a config's sites, whether by a switch, a sync or the
+// clock. It logs them, emits events, sets the timer that terminates requests, and renders and
+// refreshes the pages.
+type notifier struct {
+	ctx     context.Context // ends with the config
+	log     *zap.Logger
+	memory  *memory
+	renders atomic.Bool   // the config runs, and so do its pages
+	drained chan struct{} // gets a value when a closed site has drained
+}
+
+func newNotifier(ctx context.Context, log *zap.Logger, m *memory) *notifier {
+	return &notifier{ctx: ctx, log: log, memory: m, drained: make(chan struct{}, 1)}
+}
+
+// takeRead applies a record that was read; another instance may have switched the site.
+func (n *notifier) takeRead(s *configuredSite, read site.Read) {
+	s.followed.Note(read)
+	n.publish(s, s.Apply(read, site.Cause{Source: site.SourceSync}, time.Now()))
+}
+
+// publish applies the changes of a site one after the other, and notifies of each.
+func (n *notifier) publish(s *configuredSite, changes iter.Seq[site.Change]) {
+	for change := range changes {
+		n.notify(s, change)
+	}
+}
+
+// notify notifies of one change. A switch may end after its config was replaced. Then the running
+// config has the log and the pages.
+func (n *notifier) notify(s *configuredSite, change site.Change) {
 	s.setTerminateTimer()
-	a, s = a.successor(s)
-	a.memory.keep(s.Name, change.After)
-	before, after := a.viewsOf(s, change)
-	runs := a.working.Load() // otherwise pages may still be missing; Start renders them
+	n, s = n.successor(s)
+	n.memory.keep(s.Name, change.After)
+	before, after := s.viewsOf(change)
+	renders := n.renders.Load() // otherwise pages may still be missing; Start renders them
 	if before.Kind() == site.Loading {
-		if after.Blocks() && runs {
+		if after.Blocks() && renders {
 			s.renderPages(after)
 		}
 		return
@@ -31,54 +58,51 @@ func (a *App) notify(s *configuredSite, change site.Change) {
 	unknown := !before.Known()
 	switch {
 	case unknown && change.Cause.Source == site.SourceSync:
-		a.logChange("state of the site is known again", s, after, change.Cause)
+		n.logChange("state of the site is known again", s, after, change.Cause)
 	case after.Blocks() && before.Blocks() && !unknown:
-		a.logChange("maintenance options changed", s, after, change.Cause)
+		n.logChange("maintenance options changed", s, after, change.Cause)
 	case after.Blocks():
-		a.logChange("maintenance enabled", s, after, change.Cause)
+		n.logChange("maintenance enabled", s, after, change.Cause)
 		emitLater("maintenance_enabled", s.Name, after.Options(), change.Cause)
 	case after.Scheduled():
-		a.logChange("maintenance scheduled", s, after, change.Cause)
+		n.logChange("maintenance scheduled", s, after, change.Cause)
 		emitLater("maintenance_scheduled", s.Name, after.Options(), change.Cause)
 	case before.Scheduled():
-		a.logChange("scheduled maintenance canceled", s, after, change.Cause)
+		n.logChange("scheduled maintenance canceled", s, after, change.Cause)
 		emitLater("maintenance_disabled", s.Name, before.Options(), change.Cause)
 	case before.Blocks():
-		a.logChange("maintenance disabled", s, after, change.Cause)
+		n.logChange("maintenance disabled", s, after, change.Cause)
 		emitLater("maintenance_disabled", s.Name, before.Options(), change.Cause)
 	case change.Cause.Source == site.SourceAPI:
-		a.logChange("maintenance stays off", s, after, change.Cause)
+		n.logChange("maintenance stays off", s, after, change.Cause)
 	}
 	switch {
-	case runs && after.Blocks():
+	case renders && after.Blocks():
 		s.renderPages(after)
 		s.refreshPages()
-	case runs:
+	case renders:
 		s.forgetPages()
 	}
 	if after.Blocks() && !before.Blocks() {
-		go a.logDrained(s)
+		go n.logDrained(s)
 	}
 }
 
-// successor returns the config that has the site now: the running one if this one has ended.
-func (a *App) successor(s *configuredSite) (*App, *configuredSite) {
-	if a.ctx.Context == nil || a.ctx.Err() == nil {
-		return a, s
+// successor returns the notifier of the config that has the site now, and its site: those of the
+// running config if this one has ended.
+func (n *notifier) successor(s *configuredSite) (*notifier, *configuredSite) {
+	if n.ctx.Err() == nil {
+		return n, s
 	}
 	if next, err := runningApp(); err == nil {
 		if known := next.lookup(s.Name); known != nil {
-			return next, known
+			return next.notifier, known
 		}
 	}
-	return a, s
+	return n, s
 }
 
-func (a *App) viewsOf(s *configuredSite, change site.Change) (before, after site.View) {
-	return site.View{State: change.Before, InitiallyOn: s.initiallyOn}, site.View{State: change.After, InitiallyOn: s.initiallyOn}
-}
-
-func (a *App) logChange(what string, s *configuredSite, v site.View, cause site.Cause) {
+func (n *notifier) logChange(what string, s *configuredSite, v site.View, cause site.Cause) {
 	fields := []zap.Field{
 		zap.String("site", s.Name),
 		zap.String("state", v.Word()),
@@ -87,7 +111,7 @@ func (a *App) logChange(what string, s *configuredSite, v site.View, cause site.
 	if cause.Client != "" {
 		fields = append(fields, zap.String("client", cause.Client))
 	}
-	a.log.Info(what, append(fields, stateFields(v)...)...)
+	n.log.Info(what, append(fields, stateFields(v)...)...)
 }
 
 // stateFields returns the log fields of a state.
@@ -102,17 +126,24 @@ func stateFields(v site.View) []zap.Field {
 	return fields
 }
 
-// logDrained waits for the last request in flight, then logs and reports that the site is
+// logDrained waits for the last request in flight, then logs and signals that the site is
 // drained, unless it is opened before. By then the config may be replaced and its log closed.
-func (a *App) logDrained(s *configuredSite) {
+func (n *notifier) logDrained(s *configuredSite) {
 	start := time.Now()
 	if !s.awaitDrained(nil) {
 		return
 	}
-	next, _ := a.successor(s)
-	next.reportSoon()
+	next, _ := n.successor(s)
+	next.signalDrained()
 	caddy.Log().Named("maintenance").Info("drained: no request is in flight on this instance",
 		zap.String("site", s.Name), zap.Duration("after", time.Since(start)))
+}
+
+func (n *notifier) signalDrained() {
+	select {
+	case n.drained <- struct{}{}:
+	default:
+	}
 }
 
 // warnOfSitesThatAreOn warns of each site that is in maintenance, so that nobody forgets it.

@@ -87,7 +87,7 @@ func newReportState() *reportState { return &reportState{turn: make(chan struct{
 
 // prepareReports sets up what the config needs for reporting.
 func (a *App) prepareReports(state *reportState) {
-	a.report, a.soon, a.configID = state, make(chan struct{}, 1), rand.Text()[:8]
+	a.report, a.configID = state, rand.Text()[:8]
 	a.announced = make(chan struct{})
 	a.setAnnounced = sync.OnceFunc(func() { close(a.announced) })
 }
@@ -243,13 +243,5 @@ func (a *App) terminateClosed() {
 			case <-ctx.Done():
 			}
 		}
-	}
-}
-
-// reportSoon makes the config report out of turn.
-func (a *App) reportSoon() {
-	select {
-	case a.soon <- struct{}{}:
-	default:
 	}
 }

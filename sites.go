@@ -1,7 +1,6 @@
 package maintenance
 
 import (
-	"iter"
 	"net/http"
 	"slices"
 	"sync"
@@ -81,6 +80,11 @@ func (s *configuredSite) configured() site.Configured {
 
 // view returns the site's state as the config sees it.
 func (s *configuredSite) view() site.View { return s.configured().View() }
+
+// viewsOf returns the states of a change as the config sees them.
+func (s *configuredSite) viewsOf(change site.Change) (before, after site.View) {
+	return site.View{State: change.Before, InitiallyOn: s.initiallyOn}, site.View{State: change.After, InitiallyOn: s.initiallyOn}
+}
 
 // readList is a list that changes seldom and is read without a lock.
 type readList[T comparable] struct {
@@ -200,12 +204,5 @@ func (s *configuredSite) awaitDrained(stop <-chan struct{}) bool {
 		case <-stop:
 			return false
 		}
-	}
-}
-
-// publish applies the changes of a site one after the other, and notifies of each.
-func (a *App) publish(s *configuredSite, changes iter.Seq[site.Change]) {
-	for change := range changes {
-		a.notify(s, change)
 	}
 }
