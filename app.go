@@ -51,7 +51,7 @@ type App struct {
 	instance  string
 	sites     map[string]*configuredSite // those that handlers name
 	templates []*configuredSite          // the templates among them
-	loading   loading
+	loading   *loading
 	servers   map[*caddyhttp.Server]serverStop
 	pages     *configPages
 
@@ -104,6 +104,7 @@ func (a *App) Provision(ctx caddy.Context) error {
 	a.prepareReports(processReports)
 	a.memory = newMemory(ctx.Storage(), a.log)
 	a.notifier = newNotifier(ctx, a.log, a.memory)
+	a.loading = &loading{ctx: ctx, log: a.log, store: a.store, memory: a.memory, notifier: a.notifier, announced: a.announced}
 	a.sites = make(map[string]*configuredSite)
 	a.servers = make(map[*caddyhttp.Server]serverStop)
 	a.pages = newConfigPages(ctx, a.log, ctx.Storage(), a.inMemory)

@@ -361,6 +361,7 @@ func newTestApp(t *testing.T, storage *testStorage, names ...string) (*App, *obs
 	a.store = store.New(t.Context(), storage, caddy.ParseDuration, a.self)
 	a.fleet = store.NewFleet(a.store)
 	a.prepareReports(newReportState())
+	a.loading = &loading{ctx: t.Context(), log: a.log, store: a.store, memory: a.memory, notifier: a.notifier, announced: a.announced}
 	a.report.by = a
 	if err := a.store.Report(t.Context(), store.Report{}); err != nil {
 		t.Fatal(err)

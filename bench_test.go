@@ -220,7 +220,7 @@ func benchTemplateGate(tb testing.TB, record string) caddyhttp.Handler {
 // newTestTemplate returns a template whose sites were never switched.
 func newTestTemplate(tb testing.TB, text string) *configuredSite {
 	tb.Helper()
-	a := &App{ctx: caddy.Context{Context: tb.Context()}, sites: make(map[string]*configuredSite)}
+	a := &App{ctx: caddy.Context{Context: tb.Context()}, sites: make(map[string]*configuredSite), loading: &loading{ctx: tb.Context()}}
 	t, err := a.join(parseName(text), false)
 	if err != nil {
 		tb.Fatal(err)

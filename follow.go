@@ -200,7 +200,7 @@ func (f *follower) applyListing(t *configuredSite, l store.Listing) (found []*co
 			found = append(found, s)
 		}
 	}
-	f.takeList(t, l)
+	f.notifier.takeList(t, l)
 	t.followed.Applied()
 	return found
 }

@@ -56,7 +56,7 @@ func (a *App) newSite(entry *site.Entry[*sharedSite], initiallyOn bool) *configu
 		initiallyOn: initiallyOn,
 	}
 	if s.Current().Kind() == site.Loading && a.ctx.Err() == nil {
-		a.loadLater(s)
+		a.loading.add(s)
 	}
 	return s
 }

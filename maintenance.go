@@ -240,7 +240,7 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 // ready waits until the state of the site is known, or cannot be.
 func (h *Handler) ready(ctx context.Context) error {
 	if h.site.followed.Waits() {
-		h.site.app.hurry(h.site)
+		h.site.app.loading.hurry(h.site)
 	}
 	return h.site.Ready(ctx, h.stopping)
 }

@@ -11,6 +11,7 @@ import (
 	"github.com/caddyserver/caddy/v2"
 
 	"example.com/caddy-maintenance/internal/site"
+	"example.com/caddy-maintenance/internal/store"
 )
 
 // notifier is the only consumer of changes of a config's sites, whether by a switch, a sync or the
@@ -32,6 +33,15 @@ func newNotifier(ctx context.Context, log *zap.Logger, m *memory) *notifier {
 func (n *notifier) takeRead(s *configuredSite, read site.Read) {
 	s.followed.Note(read)
 	n.publish(s, s.Apply(read, site.Cause{Source: site.SourceSync}, time.Now()))
+}
+
+// takeList applies the result of listing the records, once the sites with a record are in
+// memory. Sites without one may leave it then.
+func (n *notifier) takeList(t *configuredSite, l store.Listing) {
+	n.takeRead(t, l.Read)
+	for entry := range sites.All() {
+		sites.Tidy(entry)
+	}
 }
 
 // publish applies the changes of a site one after the other, and notifies of each.

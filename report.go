@@ -66,6 +66,10 @@ func hostName() string {
 	return name
 }
 
+// maxAnnounce is how long requests wait for the first report to be stored when a config
+// starts. No usable storage takes that long.
+const maxAnnounce = 2 * time.Second
+
 const (
 	leaveTimeout  = 3 * time.Second // to remove a report from the storage
 	reportSpacing = time.Second     // between reports out of turn
