@@ -53,7 +53,7 @@ var lastAdmin atomic.Pointer[prometheus.Registry]
 
 // warnOfNoAdmin warns if the config has no admin endpoint to switch its sites.
 func (a *App) warnOfNoAdmin() {
-	if len(a.sites) > 0 && lastAdmin.Load() != a.ctx.GetMetricsRegistry() {
+	if len(a.sites.named) > 0 && lastAdmin.Load() != a.ctx.GetMetricsRegistry() {
 		a.log.Warn("admin endpoint is off, so sites cannot be switched on this instance; remove `admin off`, or use a socket (for example `admin unix//run/caddy/admin.sock`)")
 	}
 }
@@ -114,16 +114,16 @@ func retainSite(called string) (*App, *configuredSite, error) {
 		if err != nil {
 			return nil, nil, err
 		}
-		name, err := app.find(called)
+		name, err := app.sites.find(called)
 		if err != nil {
 			return nil, nil, caddy.APIError{HTTPStatus: http.StatusNotFound, Err: err}
 		}
-		if s := app.goneSite(name); s != nil {
-			sites.Hold(s.entry)
-			return app.thatReaches(s), s, nil
+		if g, ok := app.sites.gone(name); ok {
+			sites.Hold(g.site.entry)
+			return app.thatReaches(g), g.site, nil
 		}
 		if entry := sites.Need(name, true); entry != nil {
-			if s := app.siteOf(entry); s != nil {
+			if s := app.sites.siteOf(entry); s != nil {
 				return app, s, nil
 			}
 			letSiteGo(entry)
@@ -179,19 +179,19 @@ func (adminAPI) serveAll(w http.ResponseWriter, r *http.Request) error {
 	if r.URL.RawQuery != "" {
 		return badRequest(errors.New("wait needs one site (for example /maintenance/shop?wait=10s)"))
 	}
-	if err := app.loaded(r.Context()); err != nil {
+	if err := app.sites.loaded(r.Context()); err != nil {
 		return err
 	}
-	if templates := app.templateNames(); len(templates) > 0 {
+	if templates := app.sites.templateNames(); len(templates) > 0 {
 		w.Header()[api.TemplatesHeader] = templates
 	}
 	list := []api.Site{}
-	for _, s := range app.listed() {
+	for _, s := range app.sites.listed() {
 		list = append(list, app.status(s))
 	}
-	for _, s := range goneSites.all() {
-		if v := s.view(); !app.has(s.Name) && (v.On() || v.Scheduled()) {
-			list = append(list, s.app.status(s))
+	for _, g := range goneSites.all() {
+		if v := g.site.view(); !app.sites.has(g.site.Name) && (v.On() || v.Scheduled()) {
+			list = append(list, g.app.status(g.site))
 		}
 	}
 	slices.SortFunc(list, func(x, y api.Site) int { return strings.Compare(x.Site, y.Site) })

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"slices"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/caddyserver/certmagic"
@@ -41,25 +40,22 @@ type App struct {
 	// wait for it. Default: `2s`.
 	SyncInterval caddy.Duration `json:"sync_interval,omitempty"`
 
-	log       *zap.Logger
-	events    *caddyevents.App // may be used once the config runs
-	self      *store.Self
-	store     *store.Store
-	fleet     *store.Fleet
-	memory    *memory
-	notifier  *notifier
-	instance  string
-	sites     map[string]*configuredSite // those that handlers name
-	templates []*configuredSite          // the templates among them
-	loading   *loading
-	servers   map[*caddyhttp.Server]serverStop
-	pages     *configPages
+	log      *zap.Logger
+	events   *caddyevents.App // may be used once the config runs
+	self     *store.Self
+	store    *store.Store
+	fleet    *store.Fleet
+	memory   *memory
+	notifier *notifier
+	instance string
+	sites    configSites
+	servers  map[*caddyhttp.Server]serverStop
+	pages    *configPages
 
 	ctx      caddy.Context   // ends with the config
 	before   context.Context // of the config that ran when this one was loaded; nil if none did
 	started  bool
-	ended    atomic.Bool // it has stopped; its last requests may still come
-	configID string      // in its reports
+	configID string // in its reports
 	report   *reportState
 	left     bool // this config must not report any more; guarded by the turn of report
 
@@ -104,10 +100,10 @@ func (a *App) Provision(ctx caddy.Context) error {
 	a.prepareReports(processReports)
 	a.memory = newMemory(ctx.Storage(), a.log)
 	a.notifier = newNotifier(ctx, a.log, a.memory)
-	a.loading = &loading{ctx: ctx, log: a.log, store: a.store, memory: a.memory, notifier: a.notifier, announced: a.announced}
-	a.sites = make(map[string]*configuredSite)
+	reads := &loading{ctx: ctx, log: a.log, store: a.store, memory: a.memory, notifier: a.notifier, announced: a.announced}
+	a.sites = configSites{ctx: ctx, loading: reads, named: make(map[string]*configuredSite)}
 	a.servers = make(map[*caddyhttp.Server]serverStop)
-	a.pages = newConfigPages(ctx, a.log, ctx.Storage(), a.inMemory)
+	a.pages = newConfigPages(ctx, a.log, ctx.Storage(), &a.sites)
 	a.ctx = ctx
 
 	events, err := ctx.App("events")
@@ -135,7 +131,7 @@ func (a *App) Start() error {
 		}
 		a.notifier.renders.Store(true)
 		a.pages.run()
-		for s := range a.inMemory() {
+		for s := range a.sites.inMemory() {
 			if v := s.view(); v.Blocks() {
 				s.renderPages(v) // so that no visitor has to
 			}
@@ -145,7 +141,7 @@ func (a *App) Start() error {
 		go f.watchFleet()
 		go a.warnOfSitesThatAreOn()
 		a.warnOfNoAdmin()
-		a.dropGone()
+		a.sites.dropGone()
 		f.run()
 	}()
 	return nil
@@ -154,7 +150,7 @@ func (a *App) Start() error {
 // Stop warns of closed sites that the next config does not have, and hands reporting over to it,
 // or back to the running one if this config has failed. The app's work ends with its context.
 func (a *App) Stop() error {
-	a.ended.Store(true)
+	a.sites.ended.Store(true)
 	for _, s := range a.servers {
 		s.stop() // now, before the load is answered; the server's own hook runs later
 	}
@@ -170,7 +166,7 @@ func (a *App) Stop() error {
 	case next.hasReport():
 		a.leaveStorage(next)
 	case !failed:
-		go a.leaveWhenIdle(slices.Collect(a.inMemory()))
+		go a.leaveWhenIdle(slices.Collect(a.sites.inMemory()))
 	}
 	return nil
 }
@@ -178,7 +174,7 @@ func (a *App) Stop() error {
 // Cleanup removes the report if no config runs any more, or if this config has failed. Caddy has
 // not called Stop if it failed before or after the apps were started.
 func (a *App) Cleanup() error {
-	a.leaveSites()
+	a.sites.leave()
 	next, err := runningApp()
 	if err != nil {
 		dropAllGone()

@@ -163,7 +163,7 @@ func TestManyRecordsAreReadOnceWhenAConfigLoads(t *testing.T) {
 			}
 			began := time.Now()
 			go newFollower(a).run()
-			noError(t, a.loaded(t.Context()))
+			noError(t, a.sites.loaded(t.Context()))
 			took := time.Since(began)
 			time.Sleep(2 * defaultSyncInterval)
 			if n := reads.Load(); n > limit || took > limit/store.MaxReads*delay {
@@ -246,10 +246,10 @@ func TestReloadDuringTheFirstReadBlocksNobody(t *testing.T) {
 		synctest.Wait()
 		end()
 		before.expect(t, "shop", "unknown")
-		wantEqual(t, "kind, which requests wait for", before.sites["shop"].Current().Kind(), site.Loading)
+		wantEqual(t, "kind, which requests wait for", before.sites.named["shop"].Current().Kind(), site.Loading)
 		after, _ := newTestApp(t, storage, "shop") // also reads the record
 		before.unload()
-		wantEqual(t, "kind, which requests wait for", after.sites["shop"].Current().Kind(), site.Loading)
+		wantEqual(t, "kind, which requests wait for", after.sites.named["shop"].Current().Kind(), site.Loading)
 		answer()
 		after.expect(t, "shop", "off")
 		expectLines(t, log)
@@ -354,14 +354,14 @@ func newTestApp(t *testing.T, storage *testStorage, names ...string) (*App, *obs
 		log:          zap.New(core),
 		self:         store.NewSelf("web-1"),
 		memory:       &memory{file: store.NewMemory("", caddy.ParseDuration), log: zap.New(core)},
-		sites:        make(map[string]*configuredSite),
 		ctx:          caddy.Context{Context: t.Context()},
 	}
 	a.notifier = newNotifier(t.Context(), a.log, a.memory)
 	a.store = store.New(t.Context(), storage, caddy.ParseDuration, a.self)
 	a.fleet = store.NewFleet(a.store)
 	a.prepareReports(newReportState())
-	a.loading = &loading{ctx: t.Context(), log: a.log, store: a.store, memory: a.memory, notifier: a.notifier, announced: a.announced}
+	reads := &loading{ctx: t.Context(), log: a.log, store: a.store, memory: a.memory, notifier: a.notifier, announced: a.announced}
+	a.sites = configSites{ctx: t.Context(), loading: reads, named: make(map[string]*configuredSite)}
 	a.report.by = a
 	if err := a.store.Report(t.Context(), store.Report{}); err != nil {
 		t.Fatal(err)
@@ -383,7 +383,7 @@ func newTestApp(t *testing.T, storage *testStorage, names ...string) (*App, *obs
 func (a *App) joinAll(t *testing.T, names ...string) {
 	t.Helper()
 	for _, name := range names {
-		if _, err := a.join(parseName(name), false); err != nil {
+		if _, err := a.sites.join(parseName(name), false); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -393,12 +393,12 @@ func (a *App) joinAll(t *testing.T, names ...string) {
 // unload releases the sites, as the handlers of a config do when it ends.
 func (a *App) unload() {
 	synctest.Wait()
-	a.leaveSites()
-	for _, s := range a.sites {
+	a.sites.leave()
+	for _, s := range a.sites.named {
 		releaseSite(s.entry)
 	}
-	clear(a.sites)
-	a.templates = nil
+	clear(a.sites.named)
+	a.sites.templates = nil
 }
 
 // site returns a site as it is for now. For a template's site that was never switched, each
@@ -409,7 +409,7 @@ func (a *App) site(t *testing.T, name string) *configuredSite {
 	if entry == nil {
 		t.Fatalf("no site %s", name)
 	}
-	return a.follow(entry, func(*store.Followed) {})
+	return a.sites.follow(entry, func(*store.Followed) {})
 }
 
 func (a *App) put(t *testing.T, name, options string) error {

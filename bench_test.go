@@ -209,7 +209,7 @@ func benchTemplateGate(tb testing.TB, record string) caddyhttp.Handler {
 	gate := gateOf(newTestTemplate(tb, "{http.request.host}"))
 	if record != "" {
 		entry := sites.Need(benchHost, true)
-		gate.site.app.siteOf(entry).read(record)
+		gate.site.config.siteOf(entry).read(record)
 		letSiteGo(entry)
 	}
 	return caddyhttp.HandlerFunc(func(w http.ResponseWriter, r *http.Request) error {
@@ -220,15 +220,15 @@ func benchTemplateGate(tb testing.TB, record string) caddyhttp.Handler {
 // newTestTemplate returns a template whose sites were never switched.
 func newTestTemplate(tb testing.TB, text string) *configuredSite {
 	tb.Helper()
-	a := &App{ctx: caddy.Context{Context: tb.Context()}, sites: make(map[string]*configuredSite), loading: &loading{ctx: tb.Context()}}
-	t, err := a.join(parseName(text), false)
+	c := &configSites{ctx: tb.Context(), loading: &loading{ctx: tb.Context()}, named: make(map[string]*configuredSite)}
+	t, err := c.join(parseName(text), false)
 	if err != nil {
 		tb.Fatal(err)
 	}
 	t.followed.Begin()
 	t.read("")
 	tb.Cleanup(func() {
-		a.leaveSites()
+		c.leave()
 		releaseSite(t.entry)
 	})
 	return t

@@ -75,7 +75,7 @@ func TestChangesAreToldAsTheyAre(t *testing.T) {
 				storage.set(shopKey, test.stored)
 			}
 			a, log := newTestApp(t, storage, "shop")
-			shop := a.sites["shop"]
+			shop := a.sites.named["shop"]
 			storage.setFault(func(_ context.Context, op, key string) error {
 				if op == "store" && key == shopKey {
 					time.Sleep(test.slow)
@@ -130,7 +130,7 @@ func (a *App) readRecord(t *testing.T, record string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	a.notifier.takeRead(a.sites["shop"], site.Read{Record: r})
+	a.notifier.takeRead(a.sites.named["shop"], site.Read{Record: r})
 }
 
 // Changes are logged in their order, however long the log takes.
@@ -143,7 +143,9 @@ func TestChangesAreToldInTheirOrder(t *testing.T) {
 		switched := make(chan error, 1)
 		switchOff := func() {
 			known := storage.loads.Load()
-			go func() { switched <- a.switchSite(a.sites["shop"], site.Off{}, site.Cause{Source: site.SourceAPI}) }()
+			go func() {
+				switched <- a.switchSite(a.sites.named["shop"], site.Off{}, site.Cause{Source: site.SourceAPI})
+			}()
 			for storage.loads.Load() == known {
 				runtime.Gosched()
 			}

@@ -37,7 +37,7 @@ type follower struct {
 
 func newFollower(a *App) *follower {
 	return &follower{App: a, reports: make(chan store.Report, 1), Follower: store.Follower{
-		Store: a.store, Sites: followedSites{a}, Fleet: a.fleet, Interval: time.Duration(a.SyncInterval),
+		Store: a.store, Sites: followedSites{&a.sites}, Fleet: a.fleet, Interval: time.Duration(a.SyncInterval),
 	}}
 }
 
@@ -153,7 +153,7 @@ func (f *follower) readAgain(list []*store.Followed) {
 		})
 	}
 	for _, followed := range list {
-		if s := f.lookup(followed.Name); s != nil {
+		if s := f.sites.lookup(followed.Name); s != nil {
 			read(s)
 		} // else the site has gone from memory
 	}
@@ -169,7 +169,7 @@ func (f *follower) readAgain(list []*store.Followed) {
 		return // so many that other instances have noticed the loss themselves
 	}
 	for _, name := range restored {
-		if s := f.lookup(name); s != nil {
+		if s := f.sites.lookup(name); s != nil {
 			f.store.AddEntry(f.ctx, s.Site)
 		}
 	}
@@ -188,7 +188,7 @@ func (f *follower) applyListing(t *configuredSite, l store.Listing) (found []*co
 			continue
 		}
 		isNew := false
-		s := f.follow(entry, func(s *store.Followed) {
+		s := f.sites.follow(entry, func(s *store.Followed) {
 			if isNew = !s.Waits(); isNew { // otherwise it is already loading
 				s.Expect()
 			}
@@ -258,15 +258,15 @@ func (f *follower) reportProgress() {
 	r.Sites = make(map[string]store.Traffic)
 	closed := make(map[string]*site.State, len(present))
 	for _, name := range present {
-		if closed[name] = f.blockedBy(name); closed[name] == nil {
+		if closed[name] = f.sites.blockedBy(name); closed[name] == nil {
 			continue
 		}
 		// If the site is not in memory, its template counts its requests.
-		if t := (store.Traffic{InFlight: f.inFlightBeside(name)}); t != (store.Traffic{}) {
+		if t := (store.Traffic{InFlight: f.sites.inFlightBeside(name)}); t != (store.Traffic{}) {
 			r.Sites[name] = t
 		}
 	}
-	for s := range f.inMemory() {
+	for s := range f.sites.inMemory() {
 		if !s.view().Blocks() {
 			continue
 		}
@@ -275,7 +275,7 @@ func (f *follower) reportProgress() {
 		}
 	}
 	for _, name := range present {
-		if st := closed[name]; st != nil && f.blockedBy(name) == st { // else it was switched meanwhile: the count may not be that of a closed site
+		if st := closed[name]; st != nil && f.sites.blockedBy(name) == st { // else it was switched meanwhile: the count may not be that of a closed site
 			r.Closed = append(r.Closed, name)
 		}
 	}
@@ -327,7 +327,7 @@ func (f *follower) watchClock() {
 		case <-f.ctx.Done():
 			return
 		}
-		for s := range f.inMemory() {
+		for s := range f.sites.inMemory() {
 			if s.Current().Unreported() {
 				f.notifier.publish(s, s.Tick(time.Now()))
 			}

@@ -321,7 +321,7 @@ func siteNamed(name string) *configuredSite {
 	if err != nil {
 		return nil
 	}
-	return app.lookup(name)
+	return app.sites.lookup(name)
 }
 
 // freeAddress returns an address that nothing listens on, and that is not given out
@@ -812,7 +812,7 @@ func (m *storageModule) CertMagicStorage() (certmagic.Storage, error) {
 // newTestSite returns a site whose record is not read yet.
 func newTestSite(name string) *configuredSite {
 	entry := site.NewPool(newSharedSite).Acquire(parseName(name), time.Now())
-	return &configuredSite{app: new(App), sharedSite: entry.Value, entry: entry, followed: &store.Followed{Site: entry.Value.Site}}
+	return &configuredSite{config: new(configSites), sharedSite: entry.Value, entry: entry, followed: &store.Followed{Site: entry.Value.Site}}
 }
 
 // read applies a record to the site as a sync does, or the lack of one.

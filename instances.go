@@ -37,7 +37,7 @@ func (a adminAPI) serveFleet(w http.ResponseWriter, r *http.Request, name string
 	if err != nil {
 		return err
 	}
-	if len(app.sites) == 0 {
+	if len(app.sites.named) == 0 {
 		return caddy.APIError{HTTPStatus: http.StatusNotFound, Err: errors.New("no site of the running config has a maintenance directive; add one (for example maintenance shop) and reload Caddy")}
 	}
 	switch {
@@ -179,7 +179,7 @@ func (a *App) ownInstance(s *configuredSite) api.Instance {
 	if s != nil {
 		own.InFlight, own.Held = s.inFlight.Count(), s.heldNow()
 	} else {
-		for one := range a.inMemory() {
+		for one := range a.sites.inMemory() {
 			if one.view().Blocks() {
 				own.InFlight += one.inFlight.Count()
 				own.Held += one.heldNow()

@@ -147,7 +147,7 @@ func (t *configuredSite) bring(names []string) {
 			continue
 		}
 		if entry := sites.Need(name, false); entry != nil {
-			t.app.follow(entry, func(*store.Followed) {}) // loads the site, unless it is known
+			t.config.follow(entry, func(*store.Followed) {}) // loads the site, unless it is known
 		}
 	}
 }

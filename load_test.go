@@ -60,7 +60,7 @@ func TestTenantsWaitNoLongerForAStorageThatHangs(t *testing.T) {
 		})
 		began := time.Now()
 		a := newAppThatRemembers(t, storage, path)
-		noError(t, a.loaded(t.Context()))
+		noError(t, a.sites.loaded(t.Context()))
 		if took := time.Since(began); took > 2*store.Timeout { // the journal, and then the records
 			t.Errorf("it took %s", took)
 		}

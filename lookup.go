@@ -7,26 +7,34 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"example.com/caddy-maintenance/internal/site"
 	"example.com/caddy-maintenance/internal/store"
 )
 
-// The sites of a config are those that a handler names, including templates, and the sites of
-// templates that are in memory.
+// configSites are the sites of a config: those that a handler names, including templates, and the
+// sites of templates that are in memory. The zero value has none.
+type configSites struct {
+	ctx       context.Context // ends with the config
+	loading   *loading
+	named     map[string]*configuredSite // those that handlers name
+	templates []*configuredSite          // the templates among them
+	ended     atomic.Bool                // the config has stopped; its last requests may still come
+}
 
 // join adds a handler to its site. The caller must release the site. If its record was never
 // read, reading begins.
-func (a *App) join(name *site.Name, initiallyOn bool) (*configuredSite, error) {
-	if s, ok := a.sites[name.String()]; ok {
+func (c *configSites) join(name *site.Name, initiallyOn bool) (*configuredSite, error) {
+	if s, ok := c.named[name.String()]; ok {
 		if s.initiallyOn != initiallyOn {
 			return nil, fmt.Errorf("conflicting initial_state: one handler of site %s says on and another does not; use the same value in all of them", name)
 		}
 		sites.Acquire(name, time.Now())
 		return s, nil
 	}
-	for _, t := range a.templates {
+	for _, t := range c.templates {
 		// Otherwise the one with more literal text decides.
 		other := t.entry.Name()
 		if name.IsTemplate() && t.initiallyOn != initiallyOn && name.Literals() == other.Literals() && name.MayYieldNameOf(other) {
@@ -35,46 +43,46 @@ func (a *App) join(name *site.Name, initiallyOn bool) (*configuredSite, error) {
 		}
 	}
 	entry := sites.Acquire(name, time.Now())
-	s := entry.Value.configs.findOrAdd(a.owns, func() *configuredSite { return a.newSite(entry, initiallyOn) })
-	a.sites[name.String()] = s
+	s := entry.Value.configs.findOrAdd(c.owns, func() *configuredSite { return c.newSite(entry, initiallyOn) })
+	c.named[name.String()] = s
 	if name.IsTemplate() {
-		a.templates = append(a.templates, s)
+		c.templates = append(c.templates, s)
 	}
 	return s, nil
 }
 
-func (a *App) owns(s *configuredSite) bool { return s.app == a }
+func (c *configSites) owns(s *configuredSite) bool { return s.config == c }
 
 // newSite makes the config's site of an entry. If its record was never read, reading begins,
 // even if another config is reading it: that config's storage may end with it.
-func (a *App) newSite(entry *site.Entry[*sharedSite], initiallyOn bool) *configuredSite {
+func (c *configSites) newSite(entry *site.Entry[*sharedSite], initiallyOn bool) *configuredSite {
 	s := &configuredSite{
 		sharedSite:  entry.Value,
-		app:         a,
+		config:      c,
 		entry:       entry,
 		followed:    &store.Followed{Site: entry.Value.Site},
 		initiallyOn: initiallyOn,
 	}
-	if s.Current().Kind() == site.Loading && a.ctx.Err() == nil {
-		a.loading.add(s)
+	if s.Current().Kind() == site.Loading && c.ctx.Err() == nil {
+		c.loading.add(s)
 	}
 	return s
 }
 
 // siteOf returns the config's site of an entry, nil if it has none.
-func (a *App) siteOf(entry *site.Entry[*sharedSite]) *configuredSite {
-	if s := a.sites[entry.Name().String()]; s != nil {
+func (c *configSites) siteOf(entry *site.Entry[*sharedSite]) *configuredSite {
+	if s := c.named[entry.Name().String()]; s != nil {
 		return s
 	}
-	if s, ok := entry.Value.configs.find(a.owns); ok {
+	if s, ok := entry.Value.configs.find(c.owns); ok {
 		return s
 	}
-	templates := a.yielding(entry.Name().String())
+	templates := c.yielding(entry.Name().String())
 	if len(templates) == 0 {
 		return nil
 	}
 	create := func() *configuredSite {
-		s := a.newSite(entry, templates[0].initiallyOn)
+		s := c.newSite(entry, templates[0].initiallyOn)
 		for _, t := range templates {
 			for _, v := range t.views.all() {
 				s.viewOf(v.page)
@@ -82,8 +90,8 @@ func (a *App) siteOf(entry *site.Entry[*sharedSite]) *configuredSite {
 		}
 		return s
 	}
-	s := entry.Value.configs.findOrAdd(a.owns, func() *configuredSite {
-		if a.ctx.Err() != nil {
+	s := entry.Value.configs.findOrAdd(c.owns, func() *configuredSite {
+		if c.ctx.Err() != nil {
 			return nil // nothing of this config may stay
 		}
 		return create()
@@ -94,17 +102,17 @@ func (a *App) siteOf(entry *site.Entry[*sharedSite]) *configuredSite {
 	return s
 }
 
-// leaveSites removes the config from its sites.
-func (a *App) leaveSites() {
+// leave removes the config from its sites.
+func (c *configSites) leave() {
 	for entry := range sites.All() {
-		entry.Value.configs.remove(a.owns)
+		entry.Value.configs.remove(c.owns)
 	}
 }
 
 // yielding returns the config's templates that can make a name. The one with the most literal
 // text comes first: it decides the initial state.
-func (a *App) yielding(name string) (found []*configuredSite) {
-	for _, t := range a.templates {
+func (c *configSites) yielding(name string) (found []*configuredSite) {
+	for _, t := range c.templates {
 		if t.entry.Name().Yields(name) {
 			found = append(found, t)
 		}
@@ -114,10 +122,10 @@ func (a *App) yielding(name string) (found []*configuredSite) {
 }
 
 // inMemory yields the config's sites that are in memory, templates included.
-func (a *App) inMemory() iter.Seq[*configuredSite] {
+func (c *configSites) inMemory() iter.Seq[*configuredSite] {
 	return func(yield func(*configuredSite) bool) {
 		for entry := range sites.All() {
-			if s := a.siteOf(entry); s != nil && !yield(s) {
+			if s := c.siteOf(entry); s != nil && !yield(s) {
 				return
 			}
 		}
@@ -125,20 +133,20 @@ func (a *App) inMemory() iter.Seq[*configuredSite] {
 }
 
 // lookup returns the config's site of that name if it is in memory.
-func (a *App) lookup(name string) *configuredSite {
+func (c *configSites) lookup(name string) *configuredSite {
 	entry := sites.Find(name)
 	if entry == nil {
 		return nil
 	}
-	return a.siteOf(entry)
+	return c.siteOf(entry)
 }
 
 // blockedBy returns the state by which requests of a site are blocked, nil if they are not. For a
 // site that is not in memory its template decides.
-func (a *App) blockedBy(name string) *site.State {
-	s := a.lookup(name)
+func (c *configSites) blockedBy(name string) *site.State {
+	s := c.lookup(name)
 	if s == nil {
-		templates := a.yielding(name)
+		templates := c.yielding(name)
 		if len(templates) == 0 {
 			return nil
 		}
@@ -152,52 +160,52 @@ func (a *App) blockedBy(name string) *site.State {
 
 // inFlightBeside returns how many requests of a site the templates count. They do that while
 // the site is not in memory.
-func (a *App) inFlightBeside(name string) (n int64) {
-	for _, t := range a.yielding(name) {
+func (c *configSites) inFlightBeside(name string) (n int64) {
+	for _, t := range c.yielding(name) {
 		n += t.inFlight.CountOf(name)
 	}
 	return n
 }
 
 // has reports whether the config has a site of that name.
-func (a *App) has(name string) bool {
-	return a.sites[name] != nil || len(a.yielding(name)) > 0
+func (c *configSites) has(name string) bool {
+	return c.named[name] != nil || len(c.yielding(name)) > 0
 }
 
 // find returns the name of the config's site that a client means by called.
-func (a *App) find(called string) (name string, err error) {
+func (c *configSites) find(called string) (name string, err error) {
 	name = site.Fold(called)
-	if s := a.sites[name]; s != nil && !s.isTemplate() || len(a.yielding(name)) > 0 {
+	if s := c.named[name]; s != nil && !s.isTemplate() || len(c.yielding(name)) > 0 {
 		return name, nil
 	}
-	if name = site.Normalize(called); len(a.yielding(name)) > 0 {
+	if name = site.Normalize(called); len(c.yielding(name)) > 0 {
 		return name, nil
 	}
-	if a.goneSite(site.Fold(called)) != nil {
+	if _, ok := c.gone(site.Fold(called)); ok {
 		return site.Fold(called), nil
 	}
-	if t := a.sites[called]; t != nil {
+	if t := c.named[called]; t != nil {
 		return "", fmt.Errorf("%s stands for many sites; name one of them", t.Name)
 	}
-	if _, err := site.ParseName(name); err != nil && len(a.templates) > 0 {
+	if _, err := site.ParseName(name); err != nil && len(c.templates) > 0 {
 		return "", err
 	}
-	if len(a.sites) == 0 {
+	if len(c.named) == 0 {
 		return "", fmt.Errorf("unknown site %s; no site of the running config has a maintenance directive; "+
 			"add one (for example maintenance shop) and reload Caddy", site.Truncate(called))
 	}
-	known := strings.Join(slices.Sorted(maps.Keys(a.sites)), ", ")
+	known := strings.Join(slices.Sorted(maps.Keys(c.named)), ", ")
 	return "", fmt.Errorf("unknown site %s; the sites of the running config are: %s", site.Truncate(called), known)
 }
 
 // loaded waits until the records of all sites are read, or known to be unreadable.
-func (a *App) loaded(ctx context.Context) error {
-	for _, t := range a.templates {
+func (c *configSites) loaded(ctx context.Context) error {
+	for _, t := range c.templates {
 		if err := t.Ready(ctx, nil); err != nil {
 			return err
 		}
 	}
-	for s := range a.inMemory() {
+	for s := range c.inMemory() {
 		if err := s.Ready(ctx, nil); err != nil {
 			return err
 		}
@@ -208,10 +216,10 @@ func (a *App) loaded(ctx context.Context) error {
 // listed returns the config's sites, sorted by name. Sites of templates are listed if they are
 // not off, or scheduled. A template itself is listed if its sites that were never switched are
 // not off.
-func (a *App) listed() []*configuredSite {
+func (c *configSites) listed() []*configuredSite {
 	var list []*configuredSite
-	for s := range a.inMemory() {
-		if v := s.view(); a.sites[s.Name] == s && !s.isTemplate() || v.Blocks() || v.Scheduled() {
+	for s := range c.inMemory() {
+		if v := s.view(); c.named[s.Name] == s && !s.isTemplate() || v.Blocks() || v.Scheduled() {
 			list = append(list, s)
 		}
 	}
@@ -220,8 +228,8 @@ func (a *App) listed() []*configuredSite {
 }
 
 // templateNames returns the templates of the config, sorted.
-func (a *App) templateNames() (names []string) {
-	for _, t := range a.templates {
+func (c *configSites) templateNames() (names []string) {
+	for _, t := range c.templates {
 		names = append(names, t.Name)
 	}
 	slices.Sort(names)
@@ -229,11 +237,11 @@ func (a *App) templateNames() (names []string) {
 }
 
 // followedSites are the config's sites as a store.Follower needs them.
-type followedSites struct{ *App }
+type followedSites struct{ sites *configSites }
 
 func (f followedSites) All() iter.Seq[*store.Followed] {
 	return func(yield func(*store.Followed) bool) {
-		for s := range f.inMemory() {
+		for s := range f.sites.inMemory() {
 			if !yield(s.followed) {
 				return
 			}
@@ -242,23 +250,23 @@ func (f followedSites) All() iter.Seq[*store.Followed] {
 }
 
 func (f followedSites) Find(name string) (*store.Followed, bool) {
-	if s := f.lookup(name); s != nil {
+	if s := f.sites.lookup(name); s != nil {
 		return s.followed, true
 	}
-	return nil, f.has(name)
+	return nil, f.sites.has(name)
 }
 
 func (f followedSites) ReadAgain(name string) {
 	if entry := sites.Need(name, true); entry != nil {
-		f.follow(entry, (*store.Followed).ReadAgain)
+		f.sites.follow(entry, (*store.Followed).ReadAgain)
 	}
 }
 
 // follow calls how for the config's site of an entry, releases the entry, and returns the site;
 // nil if the config does not have it.
-func (a *App) follow(entry *site.Entry[*sharedSite], how func(*store.Followed)) *configuredSite {
+func (c *configSites) follow(entry *site.Entry[*sharedSite], how func(*store.Followed)) *configuredSite {
 	defer letSiteGo(entry)
-	s := a.siteOf(entry)
+	s := c.siteOf(entry)
 	if s != nil {
 		how(s.followed)
 	}

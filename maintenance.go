@@ -176,7 +176,7 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 	if err != nil {
 		return err
 	}
-	if h.site, err = app.(*App).join(name, h.initiallyOn); err != nil {
+	if h.site, err = app.(*App).sites.join(name, h.initiallyOn); err != nil {
 		return err
 	}
 	h.log = ctx.Logger()
@@ -221,7 +221,7 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 			return clientLeft(w)
 		}
 		v, req, admitted := own.site.admit(own, name, w, r)
-		if req != nil && h.site.app.ended.Load() {
+		if req != nil && h.site.config.ended.Load() {
 			keepCounted(own.site.entry, name)
 		}
 		switch {
@@ -240,7 +240,7 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 // ready waits until the state of the site is known, or cannot be.
 func (h *Handler) ready(ctx context.Context) error {
 	if h.site.followed.Waits() {
-		h.site.app.loading.hurry(h.site)
+		h.site.config.loading.hurry(h.site)
 	}
 	return h.site.Ready(ctx, h.stopping)
 }

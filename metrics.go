@@ -66,7 +66,7 @@ func (m *metrics) Collect(values chan<- prometheus.Metric) {
 	gauge := func(desc *prometheus.Desc, value float64, labels ...string) {
 		values <- prometheus.MustNewConstMetric(desc, prometheus.GaugeValue, value, labels...)
 	}
-	for _, s := range app.listed() {
+	for _, s := range app.sites.listed() {
 		v := s.view()
 		if v.Kind() == site.Loading {
 			continue

@@ -105,7 +105,7 @@ func (n *notifier) successor(s *configuredSite) (*notifier, *configuredSite) {
 		return n, s
 	}
 	if next, err := runningApp(); err == nil {
-		if known := next.lookup(s.Name); known != nil {
+		if known := next.sites.lookup(s.Name); known != nil {
 			return next.notifier, known
 		}
 	}
@@ -158,10 +158,10 @@ func (n *notifier) signalDrained() {
 
 // warnOfSitesThatAreOn warns of each site that is in maintenance, so that nobody forgets it.
 func (a *App) warnOfSitesThatAreOn() {
-	if a.loaded(a.ctx) != nil {
+	if a.sites.loaded(a.ctx) != nil {
 		return
 	}
-	for _, s := range a.listed() {
+	for _, s := range a.sites.listed() {
 		if v := s.view(); v.On() && !s.isTemplate() {
 			a.log.Warn("site is still in maintenance; `caddy maintenance off "+s.Name+"` ends it",
 				append(stateFields(v), zap.String("site", s.Name))...)
@@ -171,9 +171,9 @@ func (a *App) warnOfSitesThatAreOn() {
 
 // warnOfSitesThatAreGone warns of sites in maintenance that the next config does not have.
 func (a *App) warnOfSitesThatAreGone(next *App) {
-	for _, s := range a.listed() {
-		if v := s.view(); (v.On() || v.Scheduled()) && !s.isTemplate() && !next.has(s.Name) {
-			keepGone(s)
+	for _, s := range a.sites.listed() {
+		if v := s.view(); (v.On() || v.Scheduled()) && !s.isTemplate() && !next.sites.has(s.Name) {
+			a.keepGone(s)
 			a.log.Warn("site is in maintenance but no longer in the config; its requests are not blocked",
 				append(stateFields(v), zap.String("site", s.Name))...)
 		}

@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"iter"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -74,7 +73,7 @@ type configPages struct {
 	log     *zap.Logger
 	storage certmagic.Storage
 	used    map[*pooledPage]bool
-	sites   func() iter.Seq[*configuredSite] // that are in memory
+	sites   *configSites
 
 	// accesses limits how many copies are read or written at once, and so what a storage
 	// that hangs can tie up. Records, on which sites depend, have a separate limit.
@@ -89,7 +88,7 @@ type siteView struct {
 
 var configsLoaded atomic.Int64
 
-func newConfigPages(ctx context.Context, log *zap.Logger, storage certmagic.Storage, sites func() iter.Seq[*configuredSite]) *configPages {
+func newConfigPages(ctx context.Context, log *zap.Logger, storage certmagic.Storage, sites *configSites) *configPages {
 	return &configPages{
 		number:   configsLoaded.Add(1),
 		ctx:      ctx,
@@ -208,7 +207,7 @@ func (c *configPages) logger() *zap.Logger {
 
 // render renders a page for the closed sites that show it.
 func (c *configPages) render(p *pooledPage) {
-	for s := range c.sites() {
+	for s := range c.sites.inMemory() {
 		if st := s.view(); st.Blocks() {
 			for _, v := range s.views.all() {
 				if v.page == p {

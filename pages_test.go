@@ -541,7 +541,7 @@ func TestCopyIsStoredWhenTheStorageHasAnother(t *testing.T) {
 func TestStorageThatHangsHoldsUpOnlyTheFirstVisitors(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		storage := &testStorage{values: make(map[string][]byte)}
-		c := newConfigPages(t.Context(), zap.NewNop(), storage, new(App).inMemory)
+		c := newConfigPages(t.Context(), zap.NewNop(), storage, new(configSites))
 		use := func(location string) *siteView {
 			source, _ := page.ParseSource(location)
 			t.Cleanup(func() { _, _ = pages.Delete(location) })
@@ -583,7 +583,7 @@ func TestStorageThatHangsIsUsedByNoMoreThan32(t *testing.T) {
 			{sync.OnceValue(func() *pooledPage { return newPooledPage(page.Source{}) }), 1},
 		} {
 			ctx, end := context.WithCancel(t.Context())
-			c := newConfigPages(ctx, zap.NewNop(), storage, new(App).inMemory)
+			c := newConfigPages(ctx, zap.NewNop(), storage, new(configSites))
 			before := storage.loads.Load()
 			for range maxCopyAccesses + 8 {
 				go c.restore(test.pageOf())

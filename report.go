@@ -109,7 +109,7 @@ func (s *reportState) take(ctx context.Context) error {
 func (s *reportState) release() { <-s.turn }
 
 // hasReport reports whether the config has sites and follows other instances.
-func (a *App) hasReport() bool { return len(a.sites) > 0 && a.SyncInterval > 0 }
+func (a *App) hasReport() bool { return len(a.sites.named) > 0 && a.SyncInterval > 0 }
 
 // announce stores the last report of the process again when the config starts: its storage may
 // be another one than that of the running config. It does not wait until this config runs,
@@ -231,15 +231,15 @@ func (a *App) leaveStorage(next *App) {
 // exit terminates the requests of closed sites, for which no server waits any more, and removes
 // the report.
 func (a *App) exit() {
-	a.terminateClosed()
+	a.sites.terminateClosed()
 	a.leave()
 }
 
 // terminateClosed terminates the requests in flight of closed sites.
-func (a *App) terminateClosed() {
+func (c *configSites) terminateClosed() {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 	defer cancel()
-	for s := range a.inMemory() {
+	for s := range c.inMemory() {
 		if v := s.view(); v.Blocks() && s.inFlight.Count() > 0 {
 			inflight.Terminate(s.inFlight.All())
 			select {

@@ -61,7 +61,7 @@ func (s *sharedSite) heldNow() int64 {
 // configuredSite is a site in a config.
 type configuredSite struct {
 	*sharedSite
-	app         *App
+	config      *configSites // that has the site
 	entry       *site.Entry[*sharedSite]
 	followed    *store.Followed
 	initiallyOn bool

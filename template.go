@@ -77,13 +77,13 @@ func (h *Handler) siteOf(name string) *configuredSite {
 		return h.site
 	}
 	if entry := sites.Find(name); entry != nil {
-		if s := h.site.app.siteOf(entry); s != nil {
+		if s := h.site.config.siteOf(entry); s != nil {
 			return s
 		}
 	}
 	differs := func(t *configuredSite) bool { return t.initiallyOn != h.site.initiallyOn }
-	if slices.ContainsFunc(h.site.app.templates, differs) {
-		if templates := h.site.app.yielding(name); len(templates) > 0 {
+	if slices.ContainsFunc(h.site.config.templates, differs) {
+		if templates := h.site.config.yielding(name); len(templates) > 0 {
 			return templates[0]
 		}
 	}

@@ -41,7 +41,7 @@ func (a *App) remember(path string) { a.memory.file = store.NewMemory(path, cadd
 func (a *App) followOthers() { go newFollower(a).run() }
 
 // gate is the handler of the template.
-func (a *App) gate() *Handler { return gateOf(a.sites[anyHost]) }
+func (a *App) gate() *Handler { return gateOf(a.sites.named[anyHost]) }
 
 // serveHost serves a request for a host with a handler.
 func (h *Handler) serveHost(ctx context.Context, host string, app func()) (status int) {
@@ -260,7 +260,7 @@ func TestSitesOfATemplateAreFollowed(t *testing.T) {
 		noError(t, a.switchTo(t, "ghost", func(site.Given) site.Mutation { return site.Off{} }, ""))
 		a.wantVisits(t, "ghost 200")
 		wantEqual(t, "a site that was switched off is in memory", sites.Find("ghost") != nil, true)
-		wantEqual(t, "sites listed", len(a.listed()), 4)
+		wantEqual(t, "sites listed", len(a.sites.listed()), 4)
 		wantEqual(t, "warnings", log.FilterLevelExact(zap.WarnLevel).Len(), 0)
 	})
 }
@@ -288,7 +288,7 @@ func TestVisitorsBringNoSiteIntoMemory(t *testing.T) {
 		}
 		wantEqual(t, "loads", storage.loads.Load(), loads)
 		wantEqual(t, "stores", storage.stores.Load(), stores)
-		wantEqual(t, "sites listed", len(a.listed()), 0)
+		wantEqual(t, "sites listed", len(a.sites.listed()), 0)
 		wantEqual(t, "requests", gate.site.inFlight.Count(), 0)
 		expectLines(t, log)
 	})
@@ -399,7 +399,7 @@ func TestNoRequestSlipsInWhileASiteComesIntoMemory(t *testing.T) {
 		current.Store(1000)
 		stop()
 		wantEqual(t, "requests of the template", gate.site.inFlight.Count(), 0)
-		for s := range a.inMemory() {
+		for s := range a.sites.inMemory() {
 			wantEqual(t, "requests of "+s.Name, s.inFlight.Count(), 0)
 		}
 		wantEqual(t, "sites", sitesInMemory(), 101)

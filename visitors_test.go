@@ -54,7 +54,7 @@ func TestNamesOfVisitorsLeaveNothingBehind(t *testing.T) {
 		if lastSync.Load() == synced {
 			return errors.New("the follower has not begun")
 		}
-		for s := range app.inMemory() {
+		for s := range app.sites.inMemory() {
 			if s.followed.Behind() {
 				return fmt.Errorf("%s has still to be read", s.Name)
 			}
