@@ -15,7 +15,6 @@ import (
 	"github.com/caddyserver/caddy/v2/modules/caddyevents"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 
-	"example.com/caddy-maintenance/internal/api"
 	"example.com/caddy-maintenance/internal/site"
 	"example.com/caddy-maintenance/internal/store"
 )
@@ -40,27 +39,19 @@ type App struct {
 	// wait for it. Default: `2s`.
 	SyncInterval caddy.Duration `json:"sync_interval,omitempty"`
 
+	ctx      caddy.Context   // ends with the config
+	before   context.Context // of the config that ran when this one was loaded; nil if none did
 	log      *zap.Logger
 	events   *caddyevents.App // may be used once the config runs
-	self     *store.Self
+	instance instance
 	store    *store.Store
 	fleet    *store.Fleet
 	memory   *memory
 	notifier *notifier
-	instance string
 	sites    configSites
-	servers  map[*caddyhttp.Server]serverStop
+	reporter reporter
 	pages    *configPages
-
-	ctx      caddy.Context   // ends with the config
-	before   context.Context // of the config that ran when this one was loaded; nil if none did
-	started  bool
-	configID string // in its reports
-	report   *reportState
-	left     bool // this config must not report any more; guarded by the turn of report
-
-	announced    chan struct{} // closed when the first report is stored, or takes too long
-	setAnnounced func()        // closes it
+	servers  map[*caddyhttp.Server]serverStop
 }
 
 const (
@@ -90,21 +81,16 @@ func (a *App) Provision(ctx caddy.Context) error {
 			return err
 		}
 	}
-	a.log = ctx.Logger()
-	a.self = self()
-	a.store = store.New(ctx, ctx.Storage(), caddy.ParseDuration, a.self)
+	a.ctx, a.log = ctx, ctx.Logger()
+	a.instance = instance{self: self(), host: hostName(), interval: time.Duration(a.SyncInterval)}
+	a.store = store.New(ctx, ctx.Storage(), caddy.ParseDuration, a.instance.self)
 	if _, ok := ctx.Storage().(*certmagic.FileStorage); ok {
 		a.store.TrustAbsence()
 	}
-	a.fleet = store.NewFleet(a.store)
-	a.prepareReports(processReports)
 	a.memory = newMemory(ctx.Storage(), a.log)
-	a.notifier = newNotifier(ctx, a.log, a.memory)
-	reads := &loading{ctx: ctx, log: a.log, store: a.store, memory: a.memory, notifier: a.notifier, announced: a.announced}
-	a.sites = configSites{ctx: ctx, loading: reads, named: make(map[string]*configuredSite)}
-	a.servers = make(map[*caddyhttp.Server]serverStop)
+	a.connect(processReports)
 	a.pages = newConfigPages(ctx, a.log, ctx.Storage(), &a.sites)
-	a.ctx = ctx
+	a.servers = make(map[*caddyhttp.Server]serverStop)
 
 	events, err := ctx.App("events")
 	if err != nil {
@@ -114,17 +100,21 @@ func (a *App) Provision(ctx caddy.Context) error {
 	if err := registerMetrics(ctx); err != nil {
 		return err
 	}
-	a.instance = hostName()
 	return nil
+}
+
+// connect sets up the parts of the app, each with those that it passes something on to.
+func (a *App) connect(process *reportState) {
+	a.fleet = store.NewFleet(a.store)
+	a.notifier = newNotifier(a.ctx, a.log, a.memory)
+	a.reporter = newReporter(a.ctx, a.log, a.instance, a.store, &a.sites, process)
+	reads := &loading{ctx: a.ctx, log: a.log, store: a.store, memory: a.memory, notifier: a.notifier, announced: a.reporter.announced}
+	a.sites = configSites{ctx: a.ctx, loading: reads, named: make(map[string]*configuredSite)}
 }
 
 // Start begins the app's work. Everything but the first report waits until the config runs.
 func (a *App) Start() error {
-	if a.hasReport() && a.self == self() {
-		adoptName() // before the report of that name is taken for another instance
-	}
-	a.started = true
-	go a.announce()
+	a.reporter.start()
 	go func() {
 		if !a.untilRunning() {
 			return
@@ -163,10 +153,10 @@ func (a *App) Stop() error {
 		a.warnOfSitesThatAreGone(next)
 	}
 	switch {
-	case next.hasReport():
-		a.leaveStorage(next)
+	case next.reporter.enabled():
+		a.reporter.leaveStorage(&next.reporter)
 	case !failed:
-		go a.leaveWhenIdle(slices.Collect(a.sites.inMemory()))
+		go a.reporter.leaveWhenIdle(slices.Collect(a.sites.inMemory()))
 	}
 	return nil
 }
@@ -180,10 +170,10 @@ func (a *App) Cleanup() error {
 		dropAllGone()
 	}
 	switch failed := !a.hasRun(); {
-	case err != nil || failed && !next.hasReport():
-		a.leave()
+	case err != nil || failed && !next.reporter.enabled():
+		a.reporter.leave()
 	case failed:
-		a.leaveStorage(next)
+		a.reporter.leaveStorage(&next.reporter)
 	}
 	return nil
 }
@@ -237,14 +227,6 @@ func checkSyncInterval(d time.Duration) error {
 	return nil
 }
 
-// syncInterval returns the interval as answers have it.
-func (a *App) syncInterval() string {
-	if a.SyncInterval < 0 {
-		return api.SyncOff
-	}
-	return time.Duration(a.SyncInterval).String()
-}
-
 // serverStop ends the holds of a server: stop closes stopping.
 type serverStop struct {
 	stopping <-chan struct{}
@@ -269,6 +251,13 @@ func (a *App) watchServer(s *caddyhttp.Server) <-chan struct{} {
 		})
 	}
 	return known.stopping
+}
+
+// exit terminates the requests of closed sites, for which no server waits any more, and removes
+// the report.
+func (a *App) exit() {
+	a.sites.terminateClosed()
+	a.reporter.leave()
 }
 
 // Switching

@@ -352,17 +352,13 @@ func newTestApp(t *testing.T, storage *testStorage, names ...string) (*App, *obs
 	a := &App{
 		SyncInterval: caddy.Duration(defaultSyncInterval),
 		log:          zap.New(core),
-		self:         store.NewSelf("web-1"),
+		instance:     instance{self: store.NewSelf("web-1"), interval: defaultSyncInterval},
 		memory:       &memory{file: store.NewMemory("", caddy.ParseDuration), log: zap.New(core)},
 		ctx:          caddy.Context{Context: t.Context()},
 	}
-	a.notifier = newNotifier(t.Context(), a.log, a.memory)
-	a.store = store.New(t.Context(), storage, caddy.ParseDuration, a.self)
-	a.fleet = store.NewFleet(a.store)
-	a.prepareReports(newReportState())
-	reads := &loading{ctx: t.Context(), log: a.log, store: a.store, memory: a.memory, notifier: a.notifier, announced: a.announced}
-	a.sites = configSites{ctx: t.Context(), loading: reads, named: make(map[string]*configuredSite)}
-	a.report.by = a
+	a.store = store.New(t.Context(), storage, caddy.ParseDuration, a.instance.self)
+	a.connect(newReportState())
+	a.reporter.process.by = &a.reporter
 	if err := a.store.Report(t.Context(), store.Report{}); err != nil {
 		t.Fatal(err)
 	}
@@ -387,7 +383,7 @@ func (a *App) joinAll(t *testing.T, names ...string) {
 			t.Fatal(err)
 		}
 	}
-	a.setAnnounced()
+	a.reporter.setAnnounced()
 }
 
 // unload releases the sites, as the handlers of a config do when it ends.

@@ -31,12 +31,10 @@ var lastSync atomic.Pointer[time.Time]
 type follower struct {
 	*App
 	store.Follower
-	reported time.Time         // when the last report was handed over
-	reports  chan store.Report // the next report to store
 }
 
 func newFollower(a *App) *follower {
-	return &follower{App: a, reports: make(chan store.Report, 1), Follower: store.Follower{
+	return &follower{App: a, Follower: store.Follower{
 		Store: a.store, Sites: followedSites{&a.sites}, Fleet: a.fleet, Interval: time.Duration(a.SyncInterval),
 	}}
 }
@@ -47,8 +45,8 @@ func (f *follower) run() {
 	if interval < 0 {
 		interval = defaultSyncInterval // for records that could not be read yet
 	}
-	f.takeOver()
-	go f.storeReports()
+	f.reporter.takeOver()
+	go f.reporter.storeSubmitted()
 	for {
 		began := time.Now()
 		f.sync()
@@ -71,7 +69,7 @@ func (f *follower) pause(d time.Duration) bool {
 		case <-next.C:
 			return true
 		case <-f.notifier.drained:
-			spaced = time.After(reportSpacing - time.Since(f.reported))
+			spaced = time.After(reportSpacing - time.Since(f.reporter.submitted))
 		case <-spaced:
 			f.reportProgress()
 		case <-f.ctx.Done():
@@ -249,7 +247,7 @@ func (f *follower) restore(s *configuredSite) (done, restored bool) {
 
 // reportProgress reports what was applied and, counted after that, what is in flight.
 func (f *follower) reportProgress() {
-	if !f.hasReport() {
+	if !f.reporter.enabled() {
 		return
 	}
 	var r store.Report
@@ -279,24 +277,7 @@ func (f *follower) reportProgress() {
 			r.Closed = append(r.Closed, name)
 		}
 	}
-	select {
-	case <-f.reports: // an older report that is not stored yet
-	default:
-	}
-	f.reports <- r
-	f.reported = time.Now()
-}
-
-// storeReports stores reports. No sync waits for it.
-func (f *follower) storeReports() {
-	for {
-		select {
-		case r := <-f.reports:
-			f.storeReport(r)
-		case <-f.ctx.Done():
-			return
-		}
-	}
+	f.reporter.submit(r)
 }
 
 // watchFleet reads the reports of other instances, and removes those of instances that have
@@ -304,7 +285,7 @@ func (f *follower) storeReports() {
 func (f *follower) watchFleet() {
 	ticker := time.NewTicker(store.ObserveInterval)
 	defer ticker.Stop()
-	for f.hasReport() {
+	for f.reporter.enabled() {
 		if f.fleet.Observe(f.ctx) == nil {
 			f.fleet.RemoveGone(f.ctx, time.Now())
 		} // else the sync logs what is wrong with the storage

@@ -116,10 +116,10 @@ func (a *App) awaitInstances(ctx context.Context, s *configuredSite, limit time.
 }
 
 func (a *App) pollInterval() time.Duration {
-	if a.SyncInterval < 0 {
+	if a.instance.interval < 0 {
 		return pollInterval
 	}
-	return min(pollInterval, time.Duration(a.SyncInterval)/2)
+	return min(pollInterval, a.instance.interval/2)
 }
 
 // instances returns what is known of all instances, including this one, which of the others
@@ -170,8 +170,8 @@ func answerOf(i store.Instance) api.Instance {
 // ownInstance returns this instance.
 func (a *App) ownInstance(s *configuredSite) api.Instance {
 	own := api.Instance{
-		Instance: a.instance, ID: a.self.Name(), State: api.InstanceConfirmed,
-		Seen: time.Now().UTC().Truncate(time.Second), SyncInterval: a.syncInterval(),
+		Instance: a.instance.host, ID: a.instance.self.Name(), State: api.InstanceConfirmed,
+		Seen: time.Now().UTC().Truncate(time.Second), SyncInterval: a.instance.syncInterval(),
 	}
 	if caddy.Exiting() {
 		own.State = api.InstanceStopping
@@ -201,7 +201,7 @@ func (a *App) forget(ctx context.Context, w http.ResponseWriter, name string) er
 		})
 	}
 	switch found := named(); {
-	case name == a.self.Name() || name == a.instance && len(found) == 0:
+	case name == a.instance.self.Name() || name == a.instance.host && len(found) == 0:
 		return conflict(fmt.Errorf("%s is this instance; only a silent instance can be forgotten", site.Truncate(name)))
 	case len(found) == 0:
 		return caddy.APIError{HTTPStatus: http.StatusNotFound, Err: fmt.Errorf("unknown instance %s; `caddy maintenance instances` lists all instances",

@@ -89,7 +89,7 @@ func (m *metrics) Collect(values chan<- prometheus.Metric) {
 				float64(s.requests[o].Load()), s.Name, name)
 		}
 	}
-	if !app.hasReport() {
+	if !app.reporter.enabled() {
 		return
 	}
 	if last := lastSync.Load(); last != nil {

@@ -15,7 +15,7 @@ import (
 
 	"github.com/caddyserver/caddy/v2"
 
-	"example.com/caddy-maintenance/internal/inflight"
+	"example.com/caddy-maintenance/internal/api"
 	"example.com/caddy-maintenance/internal/store"
 )
 
@@ -78,23 +78,17 @@ const (
 // processReports is how this process reports.
 var processReports = newReportState()
 
-// reportState is how a process reports, whichever config it runs.
+// reportState is how a process reports, whichever config it runs. The reporters of its configs
+// share it.
 type reportState struct {
 	turn    chan struct{} // holds a token while a report is stored or removed
 	last    store.Report  // the last one stored, without the clock
 	stored  time.Time     // when that was; zero if there was none
 	failing bool          // the last one could not be stored
-	by      *App          // whose config reports; nil if none does
+	by      *reporter     // of the config that reports; nil if none does
 }
 
 func newReportState() *reportState { return &reportState{turn: make(chan struct{}, 1)} }
-
-// prepareReports sets up what the config needs for reporting.
-func (a *App) prepareReports(state *reportState) {
-	a.report, a.configID = state, rand.Text()[:8]
-	a.announced = make(chan struct{})
-	a.setAnnounced = sync.OnceFunc(func() { close(a.announced) })
-}
 
 // take waits for the turn to store or remove the report, which the caller must release.
 func (s *reportState) take(ctx context.Context) error {
@@ -108,144 +102,199 @@ func (s *reportState) take(ctx context.Context) error {
 
 func (s *reportState) release() { <-s.turn }
 
-// hasReport reports whether the config has sites and follows other instances.
-func (a *App) hasReport() bool { return len(a.sites.named) > 0 && a.SyncInterval > 0 }
+// instance is this process among the instances on the storage of a config.
+type instance struct {
+	self     *store.Self
+	host     string
+	interval time.Duration // between syncs; negative if they are off
+}
+
+// syncInterval returns the interval as answers have it.
+func (i instance) syncInterval() string {
+	if i.interval < 0 {
+		return api.SyncOff
+	}
+	return i.interval.String()
+}
+
+// reporter stores what this instance reports to the others while its config runs, and removes the
+// report when no config runs any more. Its zero value does not report.
+type reporter struct {
+	ctx      context.Context // ends with the config
+	log      *zap.Logger
+	instance instance
+	store    *store.Store
+	sites    *configSites
+	process  *reportState
+	configID string // in its reports
+	started  bool
+	left     bool // it must not report any more; guarded by the turn of process
+
+	announced    chan struct{} // closed when the first report is stored, or takes too long
+	setAnnounced func()        // closes it
+
+	next      chan store.Report // the next report to store
+	submitted time.Time         // when the last one was handed over
+}
+
+func newReporter(ctx context.Context, log *zap.Logger, own instance, st *store.Store, s *configSites, process *reportState) reporter {
+	announced := make(chan struct{})
+	return reporter{
+		ctx: ctx, log: log, instance: own, store: st, sites: s, process: process,
+		configID:     rand.Text()[:8],
+		announced:    announced,
+		setAnnounced: sync.OnceFunc(func() { close(announced) }),
+		next:         make(chan store.Report, 1),
+	}
+}
+
+// enabled reports whether the config has sites and follows other instances.
+func (r *reporter) enabled() bool { return r.instance.interval > 0 && len(r.sites.named) > 0 }
+
+// start announces this instance.
+func (r *reporter) start() {
+	if r.enabled() && r.instance.self == self() {
+		adoptName() // before the report of that name is taken for another instance
+	}
+	r.started = true
+	go r.announce()
+}
 
 // announce stores the last report of the process again when the config starts: its storage may
 // be another one than that of the running config. It does not wait until this config runs,
 // because requests wait for the announcement, up to maxAnnounce.
-func (a *App) announce() {
-	defer time.AfterFunc(maxAnnounce, a.setAnnounced).Stop()
-	defer a.setAnnounced()
-	if !a.hasReport() || a.report.take(a.ctx) != nil {
+func (r *reporter) announce() {
+	defer time.AfterFunc(maxAnnounce, r.setAnnounced).Stop()
+	defer r.setAnnounced()
+	if !r.enabled() || r.process.take(r.ctx) != nil {
 		return
 	}
-	defer a.report.release()
-	if a.report.by == nil {
-		a.report.by = a
+	defer r.process.release()
+	if r.process.by == nil {
+		r.process.by = r
 	}
-	a.report.last.Host, a.report.last.SyncInterval = a.instance, time.Duration(a.SyncInterval)
-	a.putReport(a.report.last)
+	r.process.last.Host, r.process.last.SyncInterval = r.instance.host, r.instance.interval
+	r.put(r.process.last)
 }
 
 // takeOver makes this config the only one that reports.
-func (a *App) takeOver() {
-	if a.report.take(a.ctx) == nil {
-		a.report.by = a
-		a.report.release()
+func (r *reporter) takeOver() {
+	if r.process.take(r.ctx) == nil {
+		r.process.by = r
+		r.process.release()
 	}
 }
 
-// storeReport stores a report if it differs from the last one or ReportInterval is over.
-func (a *App) storeReport(r store.Report) {
-	if a.report.take(a.ctx) != nil {
-		return
+// submit hands over a report, in place of an older one that is not stored yet.
+func (r *reporter) submit(report store.Report) {
+	select {
+	case <-r.next:
+	default:
 	}
-	defer a.report.release()
-	r.Host, r.SyncInterval, r.Stopping = a.instance, time.Duration(a.SyncInterval), caddy.Exiting()
-	if a.report.by != a || reflect.DeepEqual(r, a.report.last) && time.Since(a.report.stored) < store.ReportInterval {
-		return
-	}
-	a.putReport(r)
+	r.next <- report
+	r.submitted = time.Now()
 }
 
-// putReport stores a report. The caller has the turn.
-func (a *App) putReport(r store.Report) {
-	if a.left {
+// storeSubmitted stores reports until the config ends. No sync waits for it.
+func (r *reporter) storeSubmitted() {
+	for {
+		select {
+		case report := <-r.next:
+			r.storeNew(report)
+		case <-r.ctx.Done():
+			return
+		}
+	}
+}
+
+// storeNew stores a report if it differs from the last one or ReportInterval is over.
+func (r *reporter) storeNew(report store.Report) {
+	if r.process.take(r.ctx) != nil {
 		return
 	}
-	dated := r
-	dated.Clock, dated.Config = time.Now().UTC(), a.configID
+	defer r.process.release()
+	report.Host, report.SyncInterval, report.Stopping = r.instance.host, r.instance.interval, caddy.Exiting()
+	if r.process.by != r || reflect.DeepEqual(report, r.process.last) && time.Since(r.process.stored) < store.ReportInterval {
+		return
+	}
+	r.put(report)
+}
+
+// put stores a report. The caller has the turn.
+func (r *reporter) put(report store.Report) {
+	if r.left {
+		return
+	}
+	dated := report
+	dated.Clock, dated.Config = time.Now().UTC(), r.configID
 	// The write must not be cut short: otherwise the next one could overtake it.
-	err := a.store.Report(context.WithoutCancel(a.ctx), dated)
+	err := r.store.Report(context.WithoutCancel(r.ctx), dated)
 	if err == nil {
-		a.report.last, a.report.stored = r, time.Now()
+		r.process.last, r.process.stored = report, time.Now()
 	}
-	if failed := a.report.failing; err != nil && !failed && a.ctx.Err() == nil {
-		a.log.Warn("report of this instance cannot be stored; other instances list it as silent", zap.Error(err))
+	if failed := r.process.failing; err != nil && !failed && r.ctx.Err() == nil {
+		r.log.Warn("report of this instance cannot be stored; other instances list it as silent", zap.Error(err))
 	}
-	a.report.failing = err != nil
+	r.process.failing = err != nil
 }
 
 // leave removes the report of this process, which serves no sites any more.
-func (a *App) leave() {
-	if a.self == nil || a.SyncInterval <= 0 {
+func (r *reporter) leave() {
+	if r.instance.self == nil || r.instance.interval <= 0 {
 		return
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), leaveTimeout)
 	defer cancel()
-	err := a.report.take(ctx)
+	err := r.process.take(ctx)
 	if err == nil {
-		defer a.report.release()
-		a.left = true
-		if !a.self.Reports() {
+		defer r.process.release()
+		r.left = true
+		if !r.instance.self.Reports() {
 			return
 		}
-		a.report.by, a.report.last = nil, store.Report{}
+		r.process.by, r.process.last = nil, store.Report{}
 		ctx, cancel := context.WithTimeout(context.Background(), leaveTimeout)
 		defer cancel()
-		err = a.store.Retire(ctx)
+		err = r.store.Retire(ctx)
 	}
-	a.warnOfReport(err)
+	r.warnOfReport(err)
 }
 
 // warnOfReport warns of a report that could not be removed.
-func (a *App) warnOfReport(err error) {
+func (r *reporter) warnOfReport(err error) {
 	if err != nil {
-		a.log.Warn("report of this instance cannot be removed; other instances list it as silent until `caddy maintenance forget`, or for 10 minutes",
-			zap.String("instance", a.self.Name()), zap.Error(err))
+		r.log.Warn("report of this instance cannot be removed; other instances list it as silent until `caddy maintenance forget`, or for 10 minutes",
+			zap.String("instance", r.instance.self.Name()), zap.Error(err))
 	}
 }
 
 // leaveWhenIdle removes the report when the last request in flight of these sites has ended.
-func (a *App) leaveWhenIdle(list []*configuredSite) {
+func (r *reporter) leaveWhenIdle(list []*configuredSite) {
 	for _, s := range list {
 		<-s.inFlight.Idle()
 	}
-	if next, err := runningApp(); err != nil || !next.hasReport() {
-		a.leave()
+	if next, err := runningApp(); err != nil || !next.reporter.enabled() {
+		r.leave()
 	}
 }
 
 // leaveStorage removes the report of this process from the storage of a config that was replaced
 // or has failed, unless the running config has the same storage: then its report is there.
-func (a *App) leaveStorage(next *App) {
-	if !a.started {
+func (r *reporter) leaveStorage(next *reporter) {
+	if !r.started {
 		return
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), leaveTimeout)
 	defer cancel()
-	if err := a.report.take(ctx); err != nil {
+	if err := r.process.take(ctx); err != nil {
 		return // the storage hangs
 	}
-	defer a.report.release()
-	if a.left {
+	defer r.process.release()
+	if r.left {
 		return
 	}
-	a.report.by, a.left = next, true
-	a.store.Leave(next.configID)
-	next.putReport(a.report.last)
-	a.warnOfReport(a.store.RetireUnlessFrom(ctx, next.configID))
-}
-
-// exit terminates the requests of closed sites, for which no server waits any more, and removes
-// the report.
-func (a *App) exit() {
-	a.sites.terminateClosed()
-	a.leave()
-}
-
-// terminateClosed terminates the requests in flight of closed sites.
-func (c *configSites) terminateClosed() {
-	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
-	defer cancel()
-	for s := range c.inMemory() {
-		if v := s.view(); v.Blocks() && s.inFlight.Count() > 0 {
-			inflight.Terminate(s.inFlight.All())
-			select {
-			case <-s.inFlight.Idle():
-			case <-ctx.Done():
-			}
-		}
-	}
+	r.process.by, r.left = next, true
+	r.store.Leave(next.configID)
+	next.put(r.process.last)
+	r.warnOfReport(r.store.RetireUnlessFrom(ctx, next.configID))
 }

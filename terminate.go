@@ -92,6 +92,21 @@ func addErrorRoutes(server *caddyhttp.Server) {
 		caddyhttp.Route{Handlers: []caddyhttp.MiddlewareHandler{errorRoutes{}}})
 }
 
+// terminateClosed terminates the requests in flight of closed sites.
+func (c *configSites) terminateClosed() {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+	defer cancel()
+	for s := range c.inMemory() {
+		if v := s.view(); v.Blocks() && s.inFlight.Count() > 0 {
+			inflight.Terminate(s.inFlight.All())
+			select {
+			case <-s.inFlight.Idle():
+			case <-ctx.Done():
+			}
+		}
+	}
+}
+
 // setTerminateTimer sets the timer that terminates the requests in flight.
 func (s *sharedSite) setTerminateTimer() {
 	s.terminateMu.Lock()
