@@ -99,7 +99,7 @@ func (a adminAPI) serve(w http.ResponseWriter, r *http.Request) error {
 	}
 	switch {
 	case ofInstances:
-		return app.serveInstances(w, r, s)
+		return a.serveInstances(w, r, app.fleet, s)
 	case ofPage:
 		return app.servePage(w, r, s)
 	}

@@ -45,11 +45,11 @@ type App struct {
 	events   *caddyevents.App // may be used once the config runs
 	instance instance
 	store    *store.Store
-	fleet    *store.Fleet
 	memory   *memory
 	notifier *notifier
 	sites    configSites
 	reporter reporter
+	fleet    *fleet
 	pages    *configPages
 	servers  map[*caddyhttp.Server]serverStop
 }
@@ -105,11 +105,11 @@ func (a *App) Provision(ctx caddy.Context) error {
 
 // connect sets up the parts of the app, each with those that it passes something on to.
 func (a *App) connect(process *reportState) {
-	a.fleet = store.NewFleet(a.store)
 	a.notifier = newNotifier(a.ctx, a.log, a.memory)
 	a.reporter = newReporter(a.ctx, a.log, a.instance, a.store, &a.sites, process)
 	reads := &loading{ctx: a.ctx, log: a.log, store: a.store, memory: a.memory, notifier: a.notifier, announced: a.reporter.announced}
 	a.sites = configSites{ctx: a.ctx, loading: reads, named: make(map[string]*configuredSite)}
+	a.fleet = &fleet{instance: a.instance, others: store.NewFleet(a.store), store: a.store, sites: &a.sites, notifier: a.notifier}
 }
 
 // Start begins the app's work. Everything but the first report waits until the config runs.
@@ -128,7 +128,9 @@ func (a *App) Start() error {
 		}
 		f := newFollower(a)
 		go f.watchClock()
-		go f.watchFleet()
+		if a.reporter.enabled() {
+			go a.fleet.watch(a.ctx)
+		}
 		go a.warnOfSitesThatAreOn()
 		a.warnOfNoAdmin()
 		a.sites.dropGone()

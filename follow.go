@@ -35,7 +35,7 @@ type follower struct {
 
 func newFollower(a *App) *follower {
 	return &follower{App: a, Follower: store.Follower{
-		Store: a.store, Sites: followedSites{&a.sites}, Fleet: a.fleet, Interval: time.Duration(a.SyncInterval),
+		Store: a.store, Sites: followedSites{&a.sites}, Fleet: a.fleet.others, Interval: time.Duration(a.SyncInterval),
 	}}
 }
 
@@ -218,7 +218,7 @@ func (f *follower) applyRead(s *configuredSite, read site.Read) (restored bool) 
 		}
 		return restored
 	case errors.Is(read.Err, site.ErrOutdated):
-		_ = f.fleet.AskForRecord(f.ctx, s.Name) // an instance with the newer record restores it
+		_ = f.fleet.others.AskForRecord(f.ctx, s.Name) // an instance with the newer record restores it
 	case verified && s.Current().Version() > max(before, s.StoredVersion.Load()):
 		f.store.AddEntry(f.ctx, s.Site)
 	}
@@ -278,23 +278,6 @@ func (f *follower) reportProgress() {
 		}
 	}
 	f.reporter.submit(r)
-}
-
-// watchFleet reads the reports of other instances, and removes those of instances that have
-// been gone for long.
-func (f *follower) watchFleet() {
-	ticker := time.NewTicker(store.ObserveInterval)
-	defer ticker.Stop()
-	for f.reporter.enabled() {
-		if f.fleet.Observe(f.ctx) == nil {
-			f.fleet.RemoveGone(f.ctx, time.Now())
-		} // else the sync logs what is wrong with the storage
-		select {
-		case <-ticker.C:
-		case <-f.ctx.Done():
-			return
-		}
-	}
 }
 
 // watchClock publishes within a second that a scheduled maintenance began, or one ended by

@@ -96,7 +96,7 @@ func (m *metrics) Collect(values chan<- prometheus.Metric) {
 		gauge(m.lastSync, seconds(*last))
 	}
 	counts := map[string]int{api.InstanceConfirmed: 0, api.InstancePending: 0, api.InstanceSilent: 0, api.InstanceStopping: 0}
-	list, _, _ := app.instances(nil)
+	list, _, _ := app.fleet.list(nil)
 	for _, i := range list {
 		counts[i.State]++
 	}

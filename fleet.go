@@ -30,77 +30,47 @@ var standings = [...]string{
 	store.Absent:    api.InstanceAbsent,
 }
 
-// serveFleet serves the instances on the storage: GET lists them, and DELETE of a named one
-// forgets it.
-func (a adminAPI) serveFleet(w http.ResponseWriter, r *http.Request, name string) error {
-	app, err := runningApp()
-	if err != nil {
-		return err
-	}
-	if len(app.sites.named) == 0 {
-		return caddy.APIError{HTTPStatus: http.StatusNotFound, Err: errors.New("no site of the running config has a maintenance directive; add one (for example maintenance shop) and reload Caddy")}
-	}
-	switch {
-	case name != "" && r.Method == http.MethodDelete:
-		return app.forget(r.Context(), w, name)
-	case name != "":
-		return methodNotAllowed(w, r, "DELETE")
-	case r.Method != http.MethodGet:
-		return methodNotAllowed(w, r, "GET")
-	}
-	return app.serveInstances(w, r, nil)
+// fleet is all instances on the storage of a config: this one and the others.
+type fleet struct {
+	instance instance
+	others   *store.Fleet
+	store    *store.Store
+	sites    *configSites
+	notifier *notifier
 }
 
-// serveInstances answers with the instances as soon as all have confirmed the site's record
-// and, if the site is closed, none has its requests in flight; or else after the time in the
-// request's wait parameter. If s is nil, it is about all sites.
-func (a *App) serveInstances(w http.ResponseWriter, r *http.Request, s *configuredSite) error {
-	if r.Method != http.MethodGet {
-		return methodNotAllowed(w, r, "GET")
-	}
-	limit, err := waitLimit(r)
-	if err != nil {
-		return err
-	}
-	list, err := a.awaitInstances(r.Context(), s, limit)
-	if err != nil {
-		return caddy.APIError{
-			HTTPStatus: http.StatusServiceUnavailable,
-			Err:        fmt.Errorf("reading the reports of other instances: %w; their state is unknown; try again when the storage answers", err),
-		}
-	}
-	return writeJSON(w, list)
-}
-
-func (a *App) awaitInstances(ctx context.Context, s *configuredSite, limit time.Duration) ([]api.Instance, error) {
+// await returns the instances as soon as all have confirmed the site's record and, if the site is
+// closed, none has its requests in flight; or else after limit. If s is nil, it is about all
+// sites.
+func (f *fleet) await(ctx context.Context, s *configuredSite, limit time.Duration) ([]api.Instance, error) {
 	deadline := time.Now().Add(limit)
 	name, version := "", int64(0)
 	if s != nil {
 		name = s.Name
-		read := a.store.Load(ctx, s.Site) // another instance may have switched the site
-		a.notifier.takeRead(s, read)
+		read := f.store.Load(ctx, s.Site) // another instance may have switched the site
+		f.notifier.takeRead(s, read)
 		if read.Err != nil && !errors.Is(read.Err, site.ErrInvalid) {
 			return nil, read.Err
 		}
 		version = s.Current().Version()
 	}
-	if err := a.fleet.List(ctx); err != nil {
+	if err := f.others.List(ctx); err != nil {
 		return nil, err
 	}
-	if !a.fleet.Alone() {
-		if err := a.fleet.Ask(ctx, name, version); err != nil {
+	if !f.others.Alone() {
+		if err := f.others.Ask(ctx, name, version); err != nil {
 			return nil, err
 		}
 	}
-	_, done, _ := a.instances(s)
+	_, done, _ := f.list(s)
 	for {
-		if err := a.fleet.Look(ctx, done); err != nil {
+		if err := f.others.Look(ctx, done); err != nil {
 			return nil, err
 		}
 		var list []api.Instance
 		var drained bool
-		list, done, drained = a.instances(s)
-		wait := min(a.pollInterval(), time.Until(deadline))
+		list, done, drained = f.list(s)
+		wait := min(f.pollInterval(), time.Until(deadline))
 		if drained || wait <= 0 {
 			return list, nil
 		}
@@ -109,32 +79,32 @@ func (a *App) awaitInstances(ctx context.Context, s *configuredSite, limit time.
 		case <-ctx.Done():
 			return nil, ctx.Err()
 		}
-		if err := a.fleet.List(ctx); err != nil {
+		if err := f.others.List(ctx); err != nil {
 			return nil, err
 		}
 	}
 }
 
-func (a *App) pollInterval() time.Duration {
-	if a.instance.interval < 0 {
+func (f *fleet) pollInterval() time.Duration {
+	if f.instance.interval < 0 {
 		return pollInterval
 	}
-	return min(pollInterval, a.instance.interval/2)
+	return min(pollInterval, f.instance.interval/2)
 }
 
-// instances returns what is known of all instances, including this one, which of the others
+// list returns what is known of all instances, including this one, which of the others
 // are done, and whether all are.
-func (a *App) instances(s *configuredSite) (list []api.Instance, done map[string]bool, all bool) {
+func (f *fleet) list(s *configuredSite) (list []api.Instance, done map[string]bool, all bool) {
 	name, version, closed := "", int64(0), false
 	if s != nil {
 		v := s.view()
 		name, version, closed = s.Name, v.Version(), v.Blocks()
 	}
-	own := a.ownInstance(s)
+	own := f.own(s)
 	list = append(list, own)
 	all = own.Drained || !closed
 	done = make(map[string]bool)
-	for _, i := range a.fleet.Instances(name, version) {
+	for _, i := range f.others.Instances(name, version) {
 		answer := answerOf(i)
 		if closed {
 			answer.Drained = i.Drained(name)
@@ -167,11 +137,11 @@ func answerOf(i store.Instance) api.Instance {
 	return answer
 }
 
-// ownInstance returns this instance.
-func (a *App) ownInstance(s *configuredSite) api.Instance {
+// own returns this instance.
+func (f *fleet) own(s *configuredSite) api.Instance {
 	own := api.Instance{
-		Instance: a.instance.host, ID: a.instance.self.Name(), State: api.InstanceConfirmed,
-		Seen: time.Now().UTC().Truncate(time.Second), SyncInterval: a.instance.syncInterval(),
+		Instance: f.instance.host, ID: f.instance.self.Name(), State: api.InstanceConfirmed,
+		Seen: time.Now().UTC().Truncate(time.Second), SyncInterval: f.instance.syncInterval(),
 	}
 	if caddy.Exiting() {
 		own.State = api.InstanceStopping
@@ -179,7 +149,7 @@ func (a *App) ownInstance(s *configuredSite) api.Instance {
 	if s != nil {
 		own.InFlight, own.Held = s.inFlight.Count(), s.heldNow()
 	} else {
-		for one := range a.sites.inMemory() {
+		for one := range f.sites.inMemory() {
 			if one.view().Blocks() {
 				own.InFlight += one.inFlight.Count()
 				own.Held += one.heldNow()
@@ -191,17 +161,17 @@ func (a *App) ownInstance(s *configuredSite) api.Instance {
 }
 
 // forget removes the report of a silent instance.
-func (a *App) forget(ctx context.Context, w http.ResponseWriter, name string) error {
-	if err := a.look(ctx); err != nil {
+func (f *fleet) forget(ctx context.Context, name string) error {
+	if err := f.look(ctx); err != nil {
 		return err
 	}
 	named := func() []store.Instance {
-		return slices.DeleteFunc(a.fleet.Instances("", 0), func(i store.Instance) bool {
+		return slices.DeleteFunc(f.others.Instances("", 0), func(i store.Instance) bool {
 			return i.Name != name && i.Host != name
 		})
 	}
 	switch found := named(); {
-	case name == a.instance.self.Name() || name == a.instance.host && len(found) == 0:
+	case name == f.instance.self.Name() || name == f.instance.host && len(found) == 0:
 		return conflict(fmt.Errorf("%s is this instance; only a silent instance can be forgotten", site.Truncate(name)))
 	case len(found) == 0:
 		return caddy.APIError{HTTPStatus: http.StatusNotFound, Err: fmt.Errorf("unknown instance %s; `caddy maintenance instances` lists all instances",
@@ -215,47 +185,63 @@ func (a *App) forget(ctx context.Context, w http.ResponseWriter, name string) er
 	default:
 		name = found[0].Name
 	}
-	if err := a.awaitSilence(ctx, name); err != nil {
+	if err := f.awaitSilence(ctx, name); err != nil {
 		return err
 	}
-	if err := a.store.Forget(ctx, name); err != nil {
+	if err := f.store.Forget(ctx, name); err != nil {
 		return err
 	}
-	a.fleet.Drop(name)
-	list, _, _ := a.instances(nil)
-	return writeJSON(w, list)
+	f.others.Drop(name)
+	return nil
 }
 
 // look reads the reports of all other instances.
-func (a *App) look(ctx context.Context) error {
-	if err := a.fleet.List(ctx); err != nil {
+func (f *fleet) look(ctx context.Context) error {
+	if err := f.others.List(ctx); err != nil {
 		return err
 	}
-	return a.fleet.Look(ctx, nil)
+	return f.others.Look(ctx, nil)
 }
 
 // awaitSilence asks an instance for a report, and returns an error if it answers.
-func (a *App) awaitSilence(ctx context.Context, name string) error {
-	question, err := a.fleet.AskAnew(ctx)
+func (f *fleet) awaitSilence(ctx context.Context, name string) error {
+	question, err := f.others.AskAnew(ctx)
 	if err != nil {
 		return err
 	}
 	for {
-		if err := a.look(ctx); err != nil {
+		if err := f.look(ctx); err != nil {
 			return err
 		}
-		list := a.fleet.Instances("", 0)
+		list := f.others.Instances("", 0)
 		i := slices.IndexFunc(list, func(i store.Instance) bool { return i.Name == name })
 		switch {
 		case i < 0 || list[i].Standing == store.Silent:
 			return nil
-		case a.fleet.HasApplied(name, question):
+		case f.others.HasApplied(name, question):
 			return conflict(fmt.Errorf("%s answers; only a silent instance can be forgotten", name))
 		}
 		select {
 		case <-time.After(pollInterval):
 		case <-ctx.Done():
 			return ctx.Err()
+		}
+	}
+}
+
+// watch reads the reports of the other instances until the config ends, and removes those of
+// instances that have been gone for long.
+func (f *fleet) watch(ctx context.Context) {
+	ticker := time.NewTicker(store.ObserveInterval)
+	defer ticker.Stop()
+	for {
+		if f.others.Observe(ctx) == nil {
+			f.others.RemoveGone(ctx, time.Now())
+		} // else the sync logs what is wrong with the storage
+		select {
+		case <-ticker.C:
+		case <-ctx.Done():
+			return
 		}
 	}
 }
