@@ -1,6 +1,7 @@
 package maintenance
 
 import (
+	"context"
 	"errors"
 	weakrand "math/rand/v2"
 	"slices"
@@ -29,19 +30,29 @@ var lastSync atomic.Pointer[time.Time]
 // follower applies the switches of other instances, and those by the clock, to the sites of
 // the running config, and reports how far it has come.
 type follower struct {
-	*App
-	store.Follower
+	app      *App
+	ctx      context.Context // ends with the config
+	log      *zap.Logger
+	store    *store.Store
+	journal  store.Follower // says what to read
+	fleet    *store.Fleet
+	memory   *memory
+	notifier *notifier
+	sites    *configSites
+	reporter *reporter
 }
 
 func newFollower(a *App) *follower {
-	return &follower{App: a, Follower: store.Follower{
-		Store: a.store, Sites: followedSites{&a.sites}, Fleet: a.fleet.others, Interval: time.Duration(a.SyncInterval),
-	}}
+	return &follower{
+		app: a, ctx: a.ctx, log: a.log, store: a.store, fleet: a.fleet.others, memory: a.memory,
+		notifier: a.notifier, sites: &a.sites, reporter: &a.reporter,
+		journal: store.Follower{Store: a.store, Sites: followedSites{&a.sites}, Fleet: a.fleet.others, Interval: a.instance.interval},
+	}
 }
 
 // run looks for switches of other instances until the config ends.
 func (f *follower) run() {
-	interval := f.Interval
+	interval := f.journal.Interval
 	if interval < 0 {
 		interval = defaultSyncInterval // for records that could not be read yet
 	}
@@ -81,7 +92,7 @@ func (f *follower) pause(d time.Duration) bool {
 // sync looks for switches of other instances, once.
 func (f *follower) sync() {
 	began := time.Now()
-	tick := f.Tick(f.ctx, began)
+	tick := f.journal.Tick(f.ctx, began)
 	if f.ctx.Err() != nil {
 		return
 	}
@@ -218,7 +229,7 @@ func (f *follower) applyRead(s *configuredSite, read site.Read) (restored bool) 
 		}
 		return restored
 	case errors.Is(read.Err, site.ErrOutdated):
-		_ = f.fleet.others.AskForRecord(f.ctx, s.Name) // an instance with the newer record restores it
+		_ = f.fleet.AskForRecord(f.ctx, s.Name) // an instance with the newer record restores it
 	case verified && s.Current().Version() > max(before, s.StoredVersion.Load()):
 		f.store.AddEntry(f.ctx, s.Site)
 	}
@@ -252,7 +263,7 @@ func (f *follower) reportProgress() {
 	}
 	var r store.Report
 	var present []string
-	r.Applied, present, r.Behind, r.Absent = f.Progress()
+	r.Applied, present, r.Behind, r.Absent = f.journal.Progress()
 	r.Sites = make(map[string]store.Traffic)
 	closed := make(map[string]*site.State, len(present))
 	for _, name := range present {

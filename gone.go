@@ -76,7 +76,7 @@ func (f *follower) syncGone() {
 		if s.Reading.Load() > 0 {
 			continue
 		}
-		app := f.thatReaches(g)
+		app := f.app.thatReaches(g)
 		reading := app.store.Read(f.ctx, s.Site)
 		go func() { app.notifier.takeRead(s, <-reading) }()
 	}
