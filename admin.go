@@ -101,7 +101,7 @@ func (a adminAPI) serve(w http.ResponseWriter, r *http.Request) error {
 	case ofInstances:
 		return a.serveInstances(w, r, app.fleet, s)
 	case ofPage:
-		return app.servePage(w, r, s)
+		return a.servePage(w, r, app, s)
 	}
 	return a.serveSite(w, r, app, s, body)
 }
@@ -187,11 +187,11 @@ func (adminAPI) serveAll(w http.ResponseWriter, r *http.Request) error {
 	}
 	list := []api.Site{}
 	for _, s := range app.sites.listed() {
-		list = append(list, app.status(s))
+		list = append(list, s.status(app.instance))
 	}
 	for _, g := range goneSites.all() {
 		if v := g.site.view(); !app.sites.has(g.site.Name) && (v.On() || v.Scheduled()) {
-			list = append(list, g.app.status(g.site))
+			list = append(list, g.site.status(g.app.instance))
 		}
 	}
 	slices.SortFunc(list, func(x, y api.Site) int { return strings.Compare(x.Site, y.Site) })
@@ -205,7 +205,7 @@ func (adminAPI) serveSite(w http.ResponseWriter, r *http.Request, app *App, s *c
 	}
 	// It changes with each switch.
 	w.Header().Set("Etag", eTag(s))
-	return writeJSON(w, app.status(s))
+	return writeJSON(w, s.status(app.instance))
 }
 
 // serveMethod does what a request asks for. The answer to all of them is the site.
@@ -348,7 +348,8 @@ func waitLimit(r *http.Request) (time.Duration, error) {
 	return limit, nil
 }
 
-func (a *App) status(s *configuredSite) api.Site {
+// status returns the site as answers of this instance have it.
+func (s *configuredSite) status(own instance) api.Site {
 	v := s.view()
 	o := v.Options()
 	answer := api.Site{
@@ -363,8 +364,8 @@ func (a *App) status(s *configuredSite) api.Site {
 		Hold:           o.Hold.Text,
 		TerminateAfter: o.TerminateAfter.Text,
 		BypassSecret:   o.Bypass != nil,
-		Instance:       a.instance.host,
-		SyncInterval:   a.instance.syncInterval(),
+		Instance:       own.host,
+		SyncInterval:   own.syncInterval(),
 		InFlight:       s.inFlight.Count(),
 		Held:           s.heldNow(),
 		Pages:          s.pageStatuses(),

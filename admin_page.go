@@ -22,7 +22,7 @@ const maxFetch = 10 * time.Second
 
 // servePage answers GET with the page as a visitor would get it now. On POST it fetches the
 // site's custom pages and answers with the site.
-func (a *App) servePage(w http.ResponseWriter, r *http.Request, s *configuredSite) error {
+func (adminAPI) servePage(w http.ResponseWriter, r *http.Request, app *App, s *configuredSite) error {
 	switch r.Method {
 	case http.MethodGet:
 		return s.showPage(w, r)
@@ -38,7 +38,7 @@ func (a *App) servePage(w http.ResponseWriter, r *http.Request, s *configuredSit
 		if err := fetches.Wait(); err != nil {
 			return caddy.APIError{HTTPStatus: http.StatusGatewayTimeout, Err: err}
 		}
-		return writeJSON(w, a.status(s))
+		return writeJSON(w, s.status(app.instance))
 	default:
 		return methodNotAllowed(w, r, "GET, POST")
 	}
