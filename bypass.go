@@ -18,25 +18,54 @@ import (
 // maxBypassCookies is how many cookies of a request are checked.
 const maxBypassCookies = 16
 
-// serveBypass serves a request with the bypass secret, and reports whether it was one. A
+// bypass passes on requests of a site that is in maintenance: those that a matcher of the config
+// matches, and those with the secret of the switch.
+type bypass struct {
+	site       *configuredSite
+	log        *zap.Logger
+	matchers   caddyhttp.MatcherSets
+	cookieName string
+}
+
+func newBypass(s *configuredSite, log *zap.Logger, matchers caddyhttp.MatcherSets) bypass {
+	return bypass{site: s, log: log, matchers: matchers, cookieName: site.CookieName(s.Name)}
+}
+
+// serveMatched passes on a request that a bypass matcher matches, and reports whether it
+// served the request. A matcher's error is returned; it is never a match.
+func (p *bypass) serveMatched(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler, v site.View) (served bool, err error) {
+	matched, err := p.matchers.AnyMatchWithError(r)
+	switch {
+	case len(p.matchers) == 0:
+		return false, nil // AnyMatchWithError matches everything then
+	case err != nil:
+		return true, err
+	case !matched:
+		return false, nil
+	}
+	p.site.observe(r, wasBypassed)
+	return true, p.forward(w, r, next, v)
+}
+
+// serveSecret serves a request with the bypass secret, and reports whether it was one. A
 // request with the cookie is passed on; one for the link gets the cookie.
-func (h *Handler) serveBypass(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler, v site.View) (bool, error) {
+func (p *bypass) serveSecret(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler, v site.View) (bool, error) {
 	b := v.Options().Bypass
 	if b == nil {
 		return false, nil
 	}
 	if r.Method == http.MethodGet || r.Method == http.MethodHead {
 		if before, secret, ok := site.ParseBypassLink(originalURL(r)); ok && b.IsSecret(secret) {
-			h.observe(r, wasBypassed)
-			h.grant(w, r, before, b.CookieValue(h.site.Name, secret))
+			p.site.observe(r, wasBypassed)
+			p.grant(w, r, before, b.CookieValue(p.site.Name, secret))
 			return true, nil
 		}
 	}
-	if !h.hasCookie(r, b) {
+	if !p.hasCookie(r, b) {
 		return false, nil
 	}
-	h.observe(r, wasBypassed)
-	err := h.forward(newPrivateWriter(w), r, next, v)
+	p.site.observe(r, wasBypassed)
+	err := p.forward(newPrivateWriter(w), r, next, v)
 	if err != nil {
 		forbidCaching(w.Header()) // for the error response
 	}
@@ -59,7 +88,7 @@ func hidesLink(r *http.Request, b *site.Bypass) bool {
 
 // hideError answers a failed request itself if its path has the secret. Caddy would log the
 // path, and the error, which may contain the secret, too.
-func (h *Handler) hideError(w http.ResponseWriter, isLink bool, err error) error {
+func (p *bypass) hideError(w http.ResponseWriter, isLink bool, err error) error {
 	if err == nil || !isLink {
 		return err
 	}
@@ -67,18 +96,18 @@ func (h *Handler) hideError(w http.ResponseWriter, isLink bool, err error) error
 	if failed := new(caddyhttp.HandlerError); errors.As(err, failed) && failed.StatusCode != 0 {
 		status = failed.StatusCode
 	}
-	h.log.Error("request with the bypass secret in its path failed", zap.String("site", h.site.Name), zap.Int("status", status))
+	p.log.Error("request with the bypass secret in its path failed", zap.String("site", p.site.Name), zap.Int("status", status))
 	w.WriteHeader(status)
 	return nil
 }
 
 // hasCookie reports whether the request has the cookie of the secret. It checks several
 // cookies: another site on the domain, or another path, may have set one of the same name.
-func (h *Handler) hasCookie(r *http.Request, b *site.Bypass) bool {
-	if id, ok := r.Context().Value(passedKey{h.site.Name}).(string); ok && id == b.ID {
+func (p *bypass) hasCookie(r *http.Request, b *site.Bypass) bool {
+	if id, ok := r.Context().Value(passedKey{p.site.Name}).(string); ok && id == b.ID {
 		return true
 	}
-	cookies := r.CookiesNamed(h.cookieName)
+	cookies := r.CookiesNamed(p.cookieName)
 	for _, cookie := range cookies[:min(len(cookies), maxBypassCookies)] {
 		if b.IsCookie(cookie.Value) {
 			return true
@@ -89,15 +118,15 @@ func (h *Handler) hasCookie(r *http.Request, b *site.Bypass) bool {
 
 // forward passes on a request of a site that is in maintenance. It removes the cookie, and
 // notes it in the context for another handler of the site further down the route.
-func (h *Handler) forward(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler, v site.View) error {
+func (p *bypass) forward(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler, v site.View) error {
 	givePlaceholders(r, v)
 	b := v.Options().Bypass
-	if b != nil && h.hasCookie(r, b) {
-		setContext(r, context.WithValue(r.Context(), passedKey{h.site.Name}, b.ID))
+	if b != nil && p.hasCookie(r, b) {
+		setContext(r, context.WithValue(r.Context(), passedKey{p.site.Name}, b.ID))
 	}
-	if lines := r.Header["Cookie"]; strings.Contains(strings.Join(lines, ";"), h.cookieName) {
+	if lines := r.Header["Cookie"]; strings.Contains(strings.Join(lines, ";"), p.cookieName) {
 		r.Header.Del("Cookie")
-		for _, line := range withoutCookie(lines, h.cookieName) {
+		for _, line := range withoutCookie(lines, p.cookieName) {
 			r.Header.Add("Cookie", line)
 		}
 	}
@@ -125,12 +154,12 @@ func withoutCookie(lines []string, name string) []string {
 }
 
 // grant answers a request for the link: it sets the cookie and redirects into the site.
-func (h *Handler) grant(w http.ResponseWriter, r *http.Request, before, cookie string) {
+func (p *bypass) grant(w http.ResponseWriter, r *http.Request, before, cookie string) {
 	client, _ := caddyhttp.GetVar(r.Context(), caddyhttp.ClientIPVarKey).(string)
-	h.log.Info("bypass granted", zap.String("site", h.site.Name), zap.String("client", client))
+	p.log.Info("bypass granted", zap.String("site", p.site.Name), zap.String("client", client))
 
 	http.SetCookie(w, &http.Cookie{ //nolint:gosec // a site without TLS cannot have a secure cookie
-		Name:     h.cookieName,
+		Name:     p.cookieName,
 		Value:    cookie,
 		Path:     "/",
 		HttpOnly: true,

@@ -26,7 +26,7 @@ const (
 
 // cookie is that of a visitor who has opened the link.
 func (h *Handler) cookie() string {
-	return h.cookieName + "=" + h.site.Current().Options().Bypass.CookieValue(h.site.Name, testSecret)
+	return h.bypass.cookieName + "=" + h.site.Current().Options().Bypass.CookieValue(h.site.Name, testSecret)
 }
 
 // Getting in
@@ -35,7 +35,7 @@ func (h *Handler) cookie() string {
 // paths are links, and which values are secrets and cookies.
 func TestWhoIsLetIn(t *testing.T) {
 	h := newClosedGate("shop", withSecret)
-	b, name, good := h.site.Current().Options().Bypass, h.cookieName+"=", h.cookie()
+	b, name, good := h.site.Current().Options().Bypass, h.bypass.cookieName+"=", h.cookie()
 	amongBad := func(position int) string {
 		cookies := slices.Repeat([]string{name + "bad"}, 20)
 		cookies[position] = good

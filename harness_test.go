@@ -875,7 +875,7 @@ func parseName(text string) *site.Name {
 
 func gateOf(s *configuredSite) *Handler {
 	view := s.viewOf(nil) // as of handlers without a page of their own
-	return &Handler{site: s, view: view, RetryAfter: caddy.Duration(defaultRetryAfter), log: zap.NewNop(), cookieName: site.CookieName(s.Name)}
+	return &Handler{site: s, view: view, RetryAfter: caddy.Duration(defaultRetryAfter), log: zap.NewNop(), bypass: newBypass(s, zap.NewNop(), nil)}
 }
 
 // newClosedGate returns a handler whose site is on.
@@ -939,7 +939,7 @@ func (m matcher) MatchWithError(r *http.Request) (bool, error) { return m(r) }
 // matching returns a handler of the site with a bypass matcher.
 func matching(s *configuredSite, m matcher) *Handler {
 	h := gateOf(s)
-	h.bypass = caddyhttp.MatcherSets{{m}}
+	h.bypass.matchers = caddyhttp.MatcherSets{{m}}
 	return h
 }
 

@@ -119,13 +119,12 @@ type Handler struct {
 	template     *Handler        // the original, if this is a copy for one site of a template
 	site         *configuredSite // for a template, the site that stands for those not in memory
 	log          *zap.Logger
-	cookieName   string
 	stopping     <-chan struct{} // closed when the config is unloaded
 	writeTimeout time.Duration   // of the server; 0 if it has none
 	view         *siteView
 	pageKey      string // of the custom page in the pool; empty for the default page
 	initiallyOn  bool
-	bypass       caddyhttp.MatcherSets
+	bypass       bypass
 }
 
 // CaddyModule returns the Caddy module information.
@@ -169,7 +168,8 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 	if err != nil {
 		return fmt.Errorf("loading bypass matchers: %w", err)
 	}
-	if err := h.bypass.FromInterface(matcherSets); err != nil {
+	var matchers caddyhttp.MatcherSets
+	if err := matchers.FromInterface(matcherSets); err != nil {
 		return fmt.Errorf("loading bypass matchers: %w", err)
 	}
 	app, err := ctx.App("maintenance")
@@ -180,7 +180,7 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 		return err
 	}
 	h.log = ctx.Logger()
-	h.cookieName = site.CookieName(name.String())
+	h.bypass = newBypass(h.site, h.log, matchers)
 	if server, ok := ctx.Value(caddyhttp.ServerCtxKey).(*caddyhttp.Server); ok {
 		addErrorRoutes(server)
 		h.stopping = app.(*App).watchServer(server)
@@ -267,11 +267,11 @@ func (h *Handler) serveClosed(w http.ResponseWriter, r *http.Request, next caddy
 	hold := hold{handler: h}
 	for {
 		isLink := hidesLink(r, v.Options().Bypass)
-		if served, err := h.serveMatched(w, r, next, v); served {
-			return h.hideError(w, isLink, err)
+		if served, err := h.bypass.serveMatched(w, r, next, v); served {
+			return h.bypass.hideError(w, isLink, err)
 		}
-		if served, err := h.serveBypass(w, r, next, v); served {
-			return h.hideError(w, isLink, err)
+		if served, err := h.bypass.serveSecret(w, r, next, v); served {
+			return h.bypass.hideError(w, isLink, err)
 		}
 		switch hold.wait(w, r, v) {
 		case released:
@@ -286,31 +286,15 @@ func (h *Handler) serveClosed(w http.ResponseWriter, r *http.Request, next caddy
 		var req *inflight.Request
 		var admitted bool
 		if v, req, admitted = h.site.admit(h, h.site.Name, w, r); admitted {
-			h.observe(r, wasReleased)
+			h.site.observe(r, wasReleased)
 			return h.enter(req, v, w, r, next)
 		}
 	}
 }
 
-// serveMatched passes on a request that a bypass matcher matches, and reports whether it
-// served the request. A matcher's error is returned; it is never a match.
-func (h *Handler) serveMatched(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler, v site.View) (served bool, err error) {
-	matched, err := h.bypass.AnyMatchWithError(r)
-	switch {
-	case len(h.bypass) == 0:
-		return false, nil // AnyMatchWithError matches everything then
-	case err != nil:
-		return true, err
-	case !matched:
-		return false, nil
-	}
-	h.observe(r, wasBypassed)
-	return true, h.forward(w, r, next, v)
-}
-
 // block answers a request with the 503.
 func (h *Handler) block(w http.ResponseWriter, r *http.Request, v site.View, retryAfter int64) error {
-	h.observe(r, wasBlocked)
+	h.site.observe(r, wasBlocked)
 	h.respond(w, r, v.State, retryAfter)
 	return nil
 }

@@ -62,8 +62,8 @@ func noPlaceholders(key string) (any, bool) {
 }
 
 // observe counts and logs an outcome, and sets the placeholder.
-func (h *Handler) observe(r *http.Request, o outcome) {
-	h.site.requests[o].Add(1)
+func (s *sharedSite) observe(r *http.Request, o outcome) {
+	s.requests[o].Add(1)
 	setOutcome(r, o)
 	if o == wasReleased {
 		logAs(r, "held")
@@ -78,7 +78,7 @@ func (h *Handler) observe(r *http.Request, o outcome) {
 // observeTerminated logs that a request was terminated, and sets the placeholder; terminate
 // has counted it. It changes a copy of the request's variables: the app's goroutines may still
 // read them, as reverse_proxy does while it dials.
-func (h *Handler) observeTerminated(req *inflight.Request) {
+func observeTerminated(req *inflight.Request) {
 	r := req.HTTP
 	setOutcome(r, wasTerminated)
 	logAs(r, outcomes[wasTerminated])

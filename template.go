@@ -58,7 +58,7 @@ func (h *Handler) of(name string) *Handler {
 	}
 	own := *h
 	own.template = h
-	own.site, own.cookieName = s, site.CookieName(s.Name)
+	own.site, own.bypass = s, newBypass(s, h.log, h.bypass.matchers)
 	own.view = s.viewOf(h.view.page)
 	known, _ := s.gates.LoadOrStore(h, &own)
 	return known.(*Handler)

@@ -25,7 +25,7 @@ func (h *Handler) serveAdmitted(req *inflight.Request, r *http.Request, next cad
 	unanswered, err := h.passOn(req, r, next)
 	if unanswered {
 		setContext(r, req.Outer())
-		h.observeTerminated(req)
+		observeTerminated(req)
 		cmp.Or(h.template, h).of(req.Key).respondTerminated(req.TakeOver(), r)
 	}
 	return err
@@ -43,7 +43,7 @@ func (h *Handler) passOn(req *inflight.Request, r *http.Request, next caddyhttp.
 		}
 		req.Done()
 		if req.Aborted() {
-			h.observeTerminated(req)
+			observeTerminated(req)
 		}
 	}()
 	return req.Serve(r, next.ServeHTTP)
