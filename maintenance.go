@@ -211,7 +211,7 @@ func (h *Handler) Cleanup() error {
 // ServeHTTP passes the request on and counts it until it ends. If the site is in
 // maintenance, it calls serveClosed instead.
 func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler) error {
-	name := h.nameOf(r)
+	name := h.site.nameOf(r, h.log)
 	for {
 		own := h.of(name)
 		switch err := own.ready(r.Context()); {
