@@ -30,7 +30,7 @@ var lastSync atomic.Pointer[time.Time]
 // follower applies the switches of other instances, and those by the clock, to the sites of
 // the running config, and reports how far it has come.
 type follower struct {
-	app      *App
+	app      *App            // asked for sites that have gone from its config
 	ctx      context.Context // ends with the config
 	log      *zap.Logger
 	store    *store.Store
@@ -106,7 +106,7 @@ func (f *follower) sync() {
 		lastSync.Store(&began)
 	}
 	f.readAll(tick.ToRead)
-	f.syncGone()
+	f.app.syncGone()
 	if tick.Err == nil {
 		f.reportProgress()
 	}

@@ -69,15 +69,15 @@ func (s *configuredSite) isGone() bool {
 }
 
 // syncGone applies switches of gone sites by other instances.
-func (f *follower) syncGone() {
-	f.sites.dropGone()
+func (a *App) syncGone() {
+	a.sites.dropGone()
 	for _, g := range goneSites.all() {
 		s := g.site
 		if s.Reading.Load() > 0 {
 			continue
 		}
-		app := f.app.thatReaches(g)
-		reading := app.store.Read(f.ctx, s.Site)
+		app := a.thatReaches(g)
+		reading := app.store.Read(a.ctx, s.Site)
 		go func() { app.notifier.takeRead(s, <-reading) }()
 	}
 }
