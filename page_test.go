@@ -140,7 +140,7 @@ func TestRetryAfter(t *testing.T) {
 		`{"retry_after": "1d", "until": "2000-01-01T01:00:00Z"}`: 86400,
 		`{"until": "2000-01-01T00:00:01Z"}`:                      1,
 		`{"until": "2000-01-01T01:00:00Z"}`:                      3600,
-		`{"until": "9999-01-01T00:00:00Z"}`:                      9223372036, // as far as a duration reaches
+		`{"until": "9999-01-01T00:00:00Z"}`:                      9223372037, // as far as a duration reaches, rounded up
 	} {
 		synctest.Test(t, func(t *testing.T) {
 			h := newClosedGate("shop", options)
