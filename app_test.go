@@ -17,6 +17,7 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+	"weak"
 
 	"go.uber.org/zap"
 	"go.uber.org/zap/zaptest/observer"
@@ -578,6 +579,19 @@ func TestStateSurvivesReloads(t *testing.T) {
 		s.wantStatus("/", 503)
 		eventuallyEqual(t, "the record in the new storage", func() string { return s.storage.get(shopKey) }, record)
 	})
+}
+
+// G10: a config that was replaced does not stay in memory.
+func TestReplacedConfigIsForgotten(t *testing.T) {
+	s := start(t, `maintenance shop`)
+	first := weak.Make(running(t))
+	for n := range 2 {
+		s.reload(fmt.Sprintf("header X-Config %d\nmaintenance shop", n))
+	}
+	eventuallyEqual(t, "the first config is in memory", func() bool {
+		runtime.GC()
+		return first.Value() != nil
+	}, false)
 }
 
 func TestSiteThatReturnsToTheConfigIsReadAgain(t *testing.T) {
