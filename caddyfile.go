@@ -211,3 +211,18 @@ func parseDuration(d *caddyfile.Dispenser, name, arg string) (time.Duration, err
 	}
 	return duration, nil
 }
+
+// checkShorthands refuses shorthands of the Caddyfile in a name from JSON. Only the Caddyfile adapter
+// expands them: they would have no value, and nothing would block the sites that an operator
+// switches.
+func checkShorthands(name *site.Name) error {
+	if !name.IsTemplate() {
+		return nil
+	}
+	segment := caddyfile.Segment{{Text: name.String()}}
+	httpcaddyfile.NewShorthandReplacer().ApplyToSegment(&segment)
+	if full := segment[0].Text; full != name.String() {
+		return fmt.Errorf("invalid site %q: has a shorthand of the Caddyfile, which has no value in JSON; write %s", name, full)
+	}
+	return nil
+}

@@ -166,10 +166,12 @@ func TestWrongJSONConfigIsRefusedAndChangesNothing(t *testing.T) {
 			`conflicting initial_state: one handler of site shop says on and another does not; use the same value in all of them`,
 		},
 		{
-			`"site": "a-{query.a}"}, {"handler": "maintenance", "site": "a-{query.b}", "initial_state": "on"`, `{}`,
-			`conflicting initial_state: handlers of sites a-{query.a} and a-{query.b} can make the same name, and only one of them says on; ` +
-				`use the same value in both, or a text that tells the names apart (for example pre-a-{query.b})`,
+			`"site": "a-{http.request.uri.query.a}"}, {"handler": "maintenance", "site": "a-{http.request.uri.query.b}", "initial_state": "on"`, `{}`,
+			`conflicting initial_state: handlers of sites a-{http.request.uri.query.a} and a-{http.request.uri.query.b} can make the same name, and only one of them says on; ` +
+				`use the same value in both, or a text that tells the names apart (for example pre-a-{http.request.uri.query.b})`,
 		},
+		{`"site": "{host}"`, `{}`, `invalid site "{host}": has a shorthand of the Caddyfile, which has no value in JSON; write {http.request.host}`},
+		{`"site": "Shop-{labels.2}"`, `{}`, `invalid site "shop-{labels.2}": has a shorthand of the Caddyfile, which has no value in JSON; write shop-{http.request.host.labels.2}`},
 		{good, `{"sync_interval": "10ms"}`, `invalid sync_interval "10ms": must be 100ms to 1m, or off (for example 2s)`},
 		{good, `{"colour": "red"}`, `unknown field "colour"`},
 	} {

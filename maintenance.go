@@ -73,7 +73,8 @@ type Handler struct {
 	// `status` and `help`. A hostname makes a good name.
 	//
 	// The name can contain placeholders, such as `{http.request.host}` or
-	// `shop-{http.request.host.labels.2}`. Each value is then a separate site, so
+	// `shop-{http.request.host.labels.2}`; shorthands of the Caddyfile, such as
+	// `{host}`, are errors in JSON. Each value is then a separate site, so
 	// one handler can serve any number of tenants. Placeholders that are known when
 	// the config loads, such as `{env.NAME}`, are replaced then; others are replaced
 	// for each request. In values, upper case is folded, and a port and a trailing
@@ -139,6 +140,9 @@ func (Handler) CaddyModule() caddy.ModuleInfo {
 func (h *Handler) Provision(ctx caddy.Context) error {
 	name, err := site.ParseName(caddy.NewReplacer().ReplaceKnown(h.Site, ""))
 	if err != nil {
+		return err
+	}
+	if err := checkShorthands(name); err != nil {
 		return err
 	}
 	if h.RetryAfter == 0 {
