@@ -696,6 +696,7 @@ func TestLateRequestIsCounted(t *testing.T) {
 		got := make(chan int, 1)
 		go func() { got <- ask(context.Background(), client, s.url+"/slow").StatusCode }()
 		<-arrived
+		s.api(http.MethodGet, "/maintenance", "") // which waits until the state is known
 		s.reload("")
 		noSiteIsLeft(t)
 		s.reload(slowShop(t))
