@@ -216,8 +216,8 @@ func (f *Fleet) Observe(ctx context.Context) error {
 }
 
 // maxObserved is how many reports of living instances an instance reads in each ObserveInterval,
-// so that the reads of the fleet do not grow with the square of its size.
-const maxObserved = 60
+// so that the reads of the fleet do not grow with the square of its size. Tests change it.
+var maxObserved = 60
 
 func (f *Fleet) toObserve() []string {
 	f.mu.Lock()

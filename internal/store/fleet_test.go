@@ -19,6 +19,35 @@ import (
 	"example.com/caddy-maintenance/internal/site"
 )
 
+func TestLostEntriesOfAJournal(t *testing.T) {
+	done := func(id, site string, version int64) Entry {
+		return Entry{ID: id, Site: site, Version: version, Done: true}
+	}
+	a, b, c := done("1", "a", 1), done("2", "b", 2), done("3", "c", 3)
+	full := make(Journal, maxEntries)
+	for n := range full {
+		full[n] = done(fmt.Sprint("new", n), "new", int64(10+n))
+	}
+	for name, test := range map[string]struct {
+		now, earlier Journal
+		want         []string
+	}{
+		"all are there":                      {Journal{a, b, c}, Journal{a, b}, nil},
+		"an older copy":                      {Journal{a}, Journal{a, b, c}, []string{"b", "c"}},
+		"one of two at the same time":        {Journal{a, c}, Journal{a, b}, []string{"b"}},
+		"added again":                        {Journal{a, c, done("4", "b", 2)}, Journal{a, b}, nil},
+		"switched since":                     {Journal{a, c, done("4", "b", 5)}, Journal{a, b}, nil},
+		"a question":                         {Journal{a}, Journal{a, {ID: "2", Sites: []string{"b"}}}, nil},
+		"one that had only begun":            {Journal{a}, Journal{a, {ID: "2", Site: "b", Version: 2}}, nil},
+		"pushed out":                         {append(full[1:maxEntries:maxEntries], b), Journal{a, b}, nil},
+		"not pushed out: an older one stays": {append(Journal{a}, full[1:]...), Journal{a, b}, []string{"b"}},
+	} {
+		if got := test.now.lost(test.earlier); !slices.Equal(got, test.want) {
+			t.Errorf("%s: got %q, want %q", name, got, test.want)
+		}
+	}
+}
+
 func TestJournalKeepsTheLastEntries(t *testing.T) {
 	var j Journal
 	for i := range maxEntries + 10 {
@@ -736,32 +765,67 @@ func TestReportOfWhatIsGoneIsRemoved(t *testing.T) {
 //
 // G11
 func TestReportOfTheLivingStays(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		const size = 2*maxObserved + 10 // so that an instance reads each report every three minutes
-		f := newFollowers(t, size, 2)
-		reports := func() (n int) {
-			for _, i := range f.all {
-				if f.m.get(reportKey(i.self.Name())) != "" {
-					n++
+	defer func(before int) { maxObserved = before }(maxObserved)
+	maxObserved = 4
+	for _, size := range []int{3, 15} {
+		synctest.Test(t, func(t *testing.T) {
+			f := newFollowers(t, size, 2)
+			reports := func() (n int) {
+				for _, i := range f.all {
+					if f.m.get(reportKey(i.self.Name())) != "" {
+						n++
+					}
 				}
+				return n
 			}
-			return n
+			perMinute := size * (int(time.Minute/f.all[0].follower.Interval) + maxObserved + 2)
+			if got := f.count(func() { f.run(time.Minute) }); got.loads > perMinute {
+				t.Errorf("%d instances read %d times a minute", size, got.loads)
+			}
+			f.m.setFault(func(context.Context, string, string) error { return errors.New("down") })
+			f.run(11 * time.Minute)
+			f.m.setFault(nil)
+			for _, i := range f.all { // before all have reported
+				_ = i.fleet.Observe(t.Context())
+				i.fleet.RemoveGone(t.Context(), time.Now())
+			}
+			if n := reports(); n != size {
+				t.Errorf("%d of %d are left after an outage", n, size)
+			}
+			gone := f.all[size-1]
+			f.all = f.all[:size-1]
+			f.run(18 * time.Minute)
+			if n := reports(); n != size-1 || f.m.get(reportKey(gone.self.Name())) != "" {
+				t.Errorf("%d are left of %d, and the one that has ended: %v", n, size-1, f.m.get(reportKey(gone.self.Name())))
+			}
+		})
+	}
+}
+
+// What cannot be read as a report, and an instance that has not reported since the storage was
+// emptied, are not named for ever.
+func TestWhatIsNoReportIsForgotten(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFollowers(t, 3, 2)
+		a, gone := f.all[0], f.all[2]
+		f.all = f.all[:2]
+		f.m.mu.Lock()
+		clear(f.m.values)
+		f.m.values[reportKey("garbage-1")] = []byte("{")
+		f.m.mu.Unlock()
+		named := func() (names []string) {
+			for _, i := range a.fleet.Instances("", 0) {
+				names = append(names, i.Name)
+			}
+			return names
 		}
-		f.m.fault = func(context.Context, string, string) error { return errors.New("down") }
-		f.run(11 * time.Minute)
-		f.m.fault = nil
-		for _, i := range f.all { // before all have reported
-			_ = i.fleet.Observe(t.Context())
-			i.fleet.RemoveGone(t.Context(), time.Now())
+		f.run(9 * time.Minute)
+		if names := named(); !slices.Contains(names, "garbage-1") || !slices.Contains(names, gone.self.Name()) {
+			t.Errorf("after 9 minutes, %q are named", names)
 		}
-		if n := reports(); n != size {
-			t.Errorf("%d of %d are left after an outage", n, size)
-		}
-		gone := f.all[size-1]
-		f.all = f.all[:size-1]
-		f.run(15 * time.Minute)
-		if n := reports(); n != size-1 || f.m.get(reportKey(gone.self.Name())) != "" {
-			t.Errorf("%d are left of %d, and the one that has ended: %v", n, size-1, f.m.get(reportKey(gone.self.Name())))
+		f.run(4 * time.Minute)
+		if names := named(); !slices.Equal(names, []string{f.all[1].self.Name()}) {
+			t.Errorf("after 13 minutes, %q are named", names)
 		}
 	})
 }
