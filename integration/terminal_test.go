@@ -54,6 +54,23 @@ func TestTerminalMayGoAwayWithNohup(t *testing.T) {
 	wantState(t, c, "off")
 }
 
+// Nobody reads what is printed any more: the site is opened all the same.
+func TestSiteIsOpenedThoughNobodyReads(t *testing.T) {
+	t.Parallel()
+	c, _ := startSite(t, literal, welcome)
+	run := c.prepare("maintenance", "run", "shop", "--", "true")
+	for _, redirected := range []string{"", "2>&1"} {
+		_ = os.Remove(filepath.Join(c.dir, "status"))
+		sh := exec.Command("sh", "-c", "(sleep 0.1; "+shellWords(run.Args)+" "+redirected+"; echo $? > status) | true")
+		sh.Dir, sh.Env = run.Dir, run.Env
+		if err := sh.Run(); err != nil {
+			t.Fatal(err)
+		}
+		c.awaitFile("status", "0")
+		wantState(t, c, "off")
+	}
+}
+
 // A signal for all is one that the command's end does not overtake.
 func TestHangupOfAllOpensNothing(t *testing.T) {
 	t.Parallel()

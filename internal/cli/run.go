@@ -171,7 +171,7 @@ type closedSite struct {
 
 	// Every instance has confirmed the switch. Until then, somebody may have closed the site on
 	// another one, even within the same second. From then on, whoever closes it has opened it
-	// before, which changes since; what changes only options keeps that.
+	// before, which changes since, in whole seconds, or by; what changes only options keeps both.
 	confirmed bool
 }
 
@@ -241,7 +241,7 @@ func (c *runCommand) look(one closedSite) (etag, otherwise string, err error) {
 		return "", "a reload removed the directive of " + name + ", and nothing has blocked its requests since; to end its maintenance: " + toOpen, nil
 	case now.State != api.StateOn:
 		return "", name + " is already open: its maintenance ended by itself, or somebody switched it off", nil
-	case etag == one.etag, one.confirmed && now.Since.Equal(one.Since):
+	case etag == one.etag, one.confirmed && now.Since.Equal(one.Since) && now.By == one.By:
 		return etag, "", nil
 	}
 	return "", "somebody else switched " + name + " meanwhile; it stays in maintenance; to open it: " + toOpen, nil

@@ -93,6 +93,14 @@ func TestCommandRunsInMaintenance(t *testing.T) {
 			result{drainedShop, elsewhere, 2},
 			[]exchange{on, state(shopOn), quick, state(shopOn), state(shopOn), again},
 		},
+		{ // within the second
+			"run shop -- true",
+			result{drainedShop, elsewhere, 2},
+			[]exchange{
+				version(on, 1, 0), version(state(shopOn), 1, 0), quick, version(state(shopOn), 1, 0), version(state(shopOn), 1, 0),
+				version(state(with(shopOn, `"by":"bob@web-2"`)), 2, 0),
+			},
+		},
 		{
 			"run shop -- touch /nowhere/x",
 			result{drainedShop, elsewhere + wasNotRun + "\n", 2},

@@ -38,6 +38,9 @@ func (c *call) watchSignals() *signalWatch {
 			signal.Notify(w.signals, s)
 		}
 	}
+	// If nobody reads what is printed any more, sites must still be opened. To ignore the signal would
+	// pass that on to the command.
+	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE)
 	w.needsTerminal = !signal.Ignored(syscall.SIGHUP) && hasTerminal()
 	go func() {
 		for {
