@@ -605,6 +605,9 @@ func TestSiteThatReturnsToTheConfigIsReadAgain(t *testing.T) {
 		eventuallyEqual(t, "status", func() int { return s.get("/").StatusCode }, 200)
 		// The site is not forgotten; it can be switched off, and nothing else.
 		const gone = `"site":"shop","state":"on"`
+		if answer := s.api(http.MethodGet, "/maintenance/shop/instances", "").body; strings.Contains(answer, `"drained":true`) {
+			t.Errorf("what nothing blocks is said to be drained: %s", answer)
+		}
 		list := s.api(http.MethodGet, "/maintenance", "").body
 		if !strings.Contains(list, gone) || !strings.Contains(list, `"configured":false`) {
 			t.Errorf("the list is %s", list)

@@ -156,7 +156,7 @@ func (f *fleet) own(s *configuredSite) api.Instance {
 			}
 		}
 	}
-	own.Drained = s != nil && s.view().Blocks() && own.InFlight == 0
+	own.Drained = s != nil && !s.isGone() && s.view().Blocks() && own.InFlight == 0
 	return own
 }
 

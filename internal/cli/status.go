@@ -35,6 +35,9 @@ func (c *statusCommand) run(args []string) (int, error) {
 	if err != nil {
 		return 0, err
 	}
+	if c.wait > 0 && isGone(site) {
+		return 0, c.errGone(site)
+	}
 	if !c.json {
 		warnOfPages(c.stderr, site, c.now())
 		if isGone(site) {

@@ -36,6 +36,9 @@ func TestWaitThatRunsOutExitsWithItsOwnStatus(t *testing.T) {
 		lists(shopOff, wikiOff), put("shop"), put("wiki"), tooLong, waits("wiki?wait=1ms", 0, 0))
 	runs(t, "shop --wait 1.5s --json", result{shopOn + "\n", left, 2},
 		lists(shopOn), tooLong, exchange{request: "GET /maintenance/shop", answer: shopOn})
+	// Nothing blocks the requests of a site without a directive.
+	runs(t, "shop --wait 1s", fails("shop no longer has a maintenance directive, so nothing blocks its requests; to end its maintenance: caddy maintenance off shop"),
+		lists(with(shopOn, `"configured":false`)))
 	// A failure decides the exit status.
 	runs(t, "on --all --wait 1.5s", result{enablingWiki + "failed\n" + enabledShop, left + "Error: busy\n", 1},
 		lists(wikiOff, shopOff), put("wiki", busy), put("shop"), tooLong)
