@@ -172,10 +172,16 @@ func (a *App) Cleanup() error {
 		dropAllGone()
 	}
 	switch failed := !a.hasRun(); {
-	case err != nil || failed && !next.reporter.enabled():
+	case err != nil:
 		a.reporter.leave()
-	case failed:
+	case failed && next.reporter.enabled():
 		a.reporter.leaveStorage(&next.reporter)
+	case failed:
+		if leaving := processReports.leaving.Load(); leaving != nil {
+			a.reporter.leaveStorage(leaving)
+		} else {
+			a.reporter.leave()
+		}
 	}
 	return nil
 }

@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"reflect"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"go.uber.org/zap"
@@ -34,6 +35,10 @@ type reportState struct {
 	stored  time.Time     // when that was; zero if there was none
 	failing bool          // the last one could not be stored
 	by      *reporter     // of the config that reports; nil if none does
+
+	// leaving is that of a replaced config whose requests are still in flight, if no later one
+	// reports.
+	leaving atomic.Pointer[reporter]
 }
 
 func newReportState() *reportState { return &reportState{turn: make(chan struct{}, 1)} }
@@ -182,6 +187,7 @@ func (r *reporter) leave() {
 	if err == nil {
 		defer r.process.release()
 		r.left = true
+		r.store.Leave("")
 		if !r.instance.self.Reports() {
 			return
 		}
@@ -203,6 +209,8 @@ func (r *reporter) warnOfReport(err error) {
 
 // leaveWhenIdle removes the report when the last request in flight of these sites has ended.
 func (r *reporter) leaveWhenIdle(list []*configuredSite) {
+	r.process.leaving.Store(r)
+	defer r.process.leaving.CompareAndSwap(r, nil)
 	for _, s := range list {
 		<-s.inFlight.Idle()
 	}

@@ -66,6 +66,28 @@ func TestWrongRequestsForInstancesAreRefused(t *testing.T) {
 	wantEqual(t, "status without a site", got.StatusCode, 404)
 }
 
+// A request of a replaced config is in flight, though the running one has no directive, and though
+// another one fails that has.
+//
+// G11
+func TestReportStaysWhileARequestOfAReplacedConfigIsInFlight(t *testing.T) {
+	ofEachKind(t, func(t *testing.T, k kind) {
+		s := k.start(t, slowShop(t))
+		release, finished := s.slowRequest()
+		s.put("shop", "")
+		report := func() string { return s.storage.get("maintenance/instances/" + self().Name() + ".json") }
+		s.reload("")
+		s.failLate("maintenance other")
+		s.failEarly("maintenance other")
+		if report() == "" {
+			t.Error("the report is gone while a request is in flight")
+		}
+		release()
+		<-finished
+		eventuallyEqual(t, "the report", report, "")
+	})
+}
+
 // The report is stored before records are read, and removed with the last handler. A config
 // that fails leaves it unchanged.
 //
