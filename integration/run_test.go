@@ -98,10 +98,7 @@ func TestSignalEndsTheWaiting(t *testing.T) {
 		{"shop", "--wait", "1m"},
 	} {
 		cmd := c.prepare(append([]string{"maintenance"}, args...)...)
-		screen := newScreen(cmd)
-		if err := cmd.Start(); err != nil {
-			t.Fatal(err)
-		}
+		screen := startScreen(t, cmd)
 		screen.await(t, "1 in flight")
 		_ = cmd.Process.Signal(os.Interrupt)
 		_ = cmd.Wait()
@@ -164,10 +161,7 @@ func TestOptionsMayChangeWhileTheCommandRuns(t *testing.T) {
 	e := begin(t, shop, upstream, "GET /slow HTTP/1.1\r\n\r\n")
 	awaitInFlight(t, c, "shop", 1)
 	cmd := c.prepare("maintenance", "run", "shop", "--wait", "1m", "--", "sh", "-c", "echo started > started; until test -e go; do sleep 0.01; done")
-	screen := newScreen(cmd)
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
+	screen := startScreen(t, cmd)
 	screen.await(t, "1 in flight")
 	c.must(http.MethodPatch, "shop", `{"message":"Soon."}`)
 	close(upstream.release)
@@ -202,10 +196,7 @@ func TestInterruptedOpeningSaysWhatMayBeClosed(t *testing.T) {
 	defer close(release)
 	address := strings.TrimPrefix(slow.URL, "http://")
 	cmd := c.prepare("maintenance", "run", "shop", "--address", address, "--", "true")
-	screen := newScreen(cmd)
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
+	screen := startScreen(t, cmd)
 	screen.await(t, "drained")
 	select {
 	case <-asked:
@@ -217,35 +208,6 @@ func TestInterruptedOpeningSaysWhatMayBeClosed(t *testing.T) {
 	want := "\nthe command has ended; shop may still be in maintenance; to open it: caddy maintenance off shop --address " + address + "\n"
 	if code := cmd.ProcessState.ExitCode(); code != 130 || !strings.HasSuffix(screen.String(), want) {
 		t.Errorf("got status %d\n%s", code, screen)
-	}
-	wantState(t, c, "on")
-}
-
-// An editor or psql works in it: the terminal is the command's, and a key reaches it once.
-func TestTerminalIsTheCommands(t *testing.T) {
-	t.Parallel()
-	c, _ := startSite(t, literal, welcome)
-	inner := c.prepare("maintenance", "run", "shop", "--", "sh", "-c",
-		"test -t 0 && test -t 1 && trap 'echo interrupted' INT; echo ready; until read line; do :; done; echo got $line; exit 5")
-	// exec, as dash would stay between, get the key as well, and end with its status.
-	terminal := exec.Command("script", "-qec", "exec "+shellWords(inner.Args), "/dev/null")
-	terminal.Dir, terminal.Env = inner.Dir, append(inner.Env, "SHELL=/bin/sh")
-	input, err := terminal.StdinPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	screen := newScreen(terminal)
-	if err := terminal.Start(); err != nil {
-		t.Fatal(err)
-	}
-	screen.await(t, "ready")
-	_, _ = input.Write([]byte{3}) // Ctrl-C
-	screen.await(t, "interrupted")
-	_, _ = input.Write([]byte("hello\n"))
-	_ = terminal.Wait()
-	got := strings.ReplaceAll(screen.String(), "\r", "")
-	if n := strings.Count(got, "interrupted"); n != 1 || terminal.ProcessState.ExitCode() != 5 || !strings.Contains(got, "got hello\n") || !strings.HasSuffix(got, staysOn) {
-		t.Errorf("got status %d\n%s", terminal.ProcessState.ExitCode(), got)
 	}
 	wantState(t, c, "on")
 }
@@ -263,9 +225,14 @@ type screen struct {
 	text bytes.Buffer
 }
 
-func newScreen(cmd *exec.Cmd) *screen {
+// startScreen starts a command and shows what it prints.
+func startScreen(t *testing.T, cmd *exec.Cmd) *screen {
+	t.Helper()
 	s := new(screen)
 	cmd.Stdout, cmd.Stderr = s, s
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
 	return s
 }
 

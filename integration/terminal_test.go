@@ -14,6 +14,25 @@ import (
 	"time"
 )
 
+// An editor or psql works in it: the terminal is the command's, and a key reaches it once.
+func TestTerminalIsTheCommands(t *testing.T) {
+	t.Parallel()
+	c, _ := startSite(t, literal, welcome)
+	run := c.prepare("maintenance", "run", "shop", "--", "sh", "-c",
+		"test -t 0 && test -t 1 && trap 'echo interrupted' INT; echo ready; until read line; do :; done; echo got $line; exit 5")
+	terminal := newTerminal(t, run, shellWords(run.Args))
+	terminal.screen.await(t, "ready")
+	terminal.enter(t, "\x03") // Ctrl-C
+	terminal.screen.await(t, "interrupted")
+	terminal.enter(t, "hello\n")
+	_ = terminal.shell.Wait()
+	got := strings.ReplaceAll(terminal.screen.String(), "\r", "")
+	if n, code := strings.Count(got, "interrupted"), terminal.shell.ProcessState.ExitCode(); n != 1 || code != 5 || !strings.Contains(got, "got hello\n") || !strings.HasSuffix(got, staysOn) {
+		t.Errorf("got status %d\n%s", code, got)
+	}
+	wantState(t, c, "on")
+}
+
 // A lost terminal ends what the command reads, and many take that for a success. The kernel tells
 // only the shell of it, which may tell this command later or not at all.
 func TestLostTerminalOpensNothing(t *testing.T) {
@@ -147,10 +166,7 @@ func newTerminal(t *testing.T, like *exec.Cmd, line string) *terminal {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := newScreen(shell)
-	if err := shell.Start(); err != nil {
-		t.Fatal(err)
-	}
+	s := startScreen(t, shell)
 	_ = open.Close()
 	return &terminal{shell, input, s, ended}
 }
