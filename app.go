@@ -177,11 +177,7 @@ func (a *App) Cleanup() error {
 	case failed && next.reporter.enabled():
 		a.reporter.leaveStorage(&next.reporter)
 	case failed:
-		if leaving := processReports.leaving.Load(); leaving != nil {
-			a.reporter.leaveStorage(leaving)
-		} else {
-			a.reporter.leave()
-		}
+		a.reporter.handBack()
 	}
 	return nil
 }

@@ -284,7 +284,8 @@ func (f *follower) reportProgress() {
 		}
 	}
 	for _, name := range present {
-		if st := closed[name]; st != nil && f.sites.blockedBy(name) == st { // else it was switched meanwhile: the count may not be that of a closed site
+		// If a site was switched meanwhile, its count may not be that of a closed site.
+		if st := closed[name]; st != nil && f.sites.blockedBy(name) == st {
 			r.Closed = append(r.Closed, name)
 		}
 	}

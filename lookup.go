@@ -34,12 +34,9 @@ func (c *configSites) join(name *site.Name, initiallyOn bool) (*configuredSite, 
 		sites.Acquire(name, time.Now())
 		return s, nil
 	}
-	for _, t := range c.templates {
-		// Otherwise the one with more literal text decides.
-		other := t.entry.Name()
-		if name.IsTemplate() && t.initiallyOn != initiallyOn && name.Literals() == other.Literals() && name.MayYieldNameOf(other) {
-			return nil, fmt.Errorf("conflicting initial_state: handlers of sites %s and %s can make the same name, and only one of them says on; "+
-				"use the same value in both, or a text that tells the names apart (for example pre-%s)", other, name, name)
+	if name.IsTemplate() {
+		if err := c.checkTemplate(name, initiallyOn); err != nil {
+			return nil, err
 		}
 	}
 	entry := sites.Acquire(name, time.Now())
@@ -49,6 +46,19 @@ func (c *configSites) join(name *site.Name, initiallyOn bool) (*configuredSite, 
 		c.templates = append(c.templates, s)
 	}
 	return s, nil
+}
+
+// checkTemplate refuses a template that may make the same names as another one and disagrees on
+// their initial state, unless one has more literal text: that one decides.
+func (c *configSites) checkTemplate(name *site.Name, initiallyOn bool) error {
+	for _, t := range c.templates {
+		other := t.entry.Name()
+		if t.initiallyOn != initiallyOn && name.Literals() == other.Literals() && name.MayYieldNameOf(other) {
+			return fmt.Errorf("conflicting initial_state: handlers of sites %s and %s can make the same name, and only one of them says on; "+
+				"use the same value in both, or a text that tells the names apart (for example pre-%s)", other, name, name)
+		}
+	}
+	return nil
 }
 
 func (c *configSites) owns(s *configuredSite) bool { return s.config == c }

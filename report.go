@@ -219,6 +219,19 @@ func (r *reporter) leaveWhenIdle(list []*configuredSite) {
 	}
 }
 
+// handBack leaves the report, after this config has failed, to a replaced config whose requests are
+// still in flight. If there is none, it removes the report.
+func (r *reporter) handBack() {
+	if r.process == nil {
+		return // it failed before it could report
+	}
+	if leaving := r.process.leaving.Load(); leaving != nil {
+		r.leaveStorage(leaving)
+		return
+	}
+	r.leave()
+}
+
 // leaveStorage removes the report of this process from the storage of a config that was replaced
 // or has failed, unless the running config has the same storage: then its report is there.
 func (r *reporter) leaveStorage(next *reporter) {

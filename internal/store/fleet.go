@@ -353,8 +353,8 @@ func (f *Fleet) take(name string, r Report, raw string, now time.Time) {
 	o.lastRead = now
 }
 
-// missed notes that there was no report to read, but raw, or nothing if that is nil. An instance whose report was never read
-// is known only by its name.
+// missed notes that a report could not be read: that there was raw, or nothing if raw is nil. An
+// instance whose report was never read is known only by its name.
 func (f *Fleet) missed(name string, raw []byte, now time.Time) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
